@@ -1,0 +1,170 @@
+"""Every error that can reach a client, in one tree, with its gRPC status beside it.
+
+::
+
+    BridgeError                      INTERNAL
+    ├── InvalidRequest               INVALID_ARGUMENT     malformed or missing field
+    │   ├── InvalidValue             INVALID_ARGUMENT     value, type or constraint violated
+    │   ├── InvalidConstraints       INVALID_ARGUMENT     constraints_json itself is wrong
+    │   └── RequestIdReused          INVALID_ARGUMENT     same request_id, other method or payload
+    ├── NotFound                     NOT_FOUND
+    │   ├── SessionNotFound
+    │   ├── VariableNotFound
+    │   └── VersionNotFound
+    ├── AlreadyExists                ALREADY_EXISTS       the name is taken
+    ├── VersionConflict              ABORTED              expected_version differs
+    ├── FailedPrecondition           FAILED_PRECONDITION  locked, foreign epoch
+    │   └── EpochMismatch
+    ├── OffsetOutOfRange             OUT_OF_RANGE         offset cut away or in the future
+    ├── ResourceExhausted            RESOURCE_EXHAUSTED   a limit, or the disk is full
+    ├── Unavailable                  UNAVAILABLE          engine gone, draining
+    │   └── OutcomeUnknown           UNAVAILABLE          an append whose fate could not be read back
+    ├── Unimplemented                UNIMPLEMENTED        a method that this release does not serve
+    ├── DataLoss                     DATA_LOSS            a stored record is damaged
+    └── InternalError                INTERNAL             a defect of ours
+
+The table follows ``WIRE``'s error table; ``bridge_servicer`` turns these into a
+status, a message and ``google.rpc`` details in one function. Messages stand alone:
+Elixir clients see nothing else. ``reason`` is the stable, machine-readable name
+(``google.rpc.ErrorInfo.reason``); ``facts`` are its metadata; ``field`` names the
+request field at fault (``google.rpc.BadRequest``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AlreadyExists",
+    "BridgeError",
+    "DataLoss",
+    "EpochMismatch",
+    "FailedPrecondition",
+    "InternalError",
+    "InvalidConstraints",
+    "InvalidRequest",
+    "InvalidValue",
+    "NotFound",
+    "OffsetOutOfRange",
+    "OutcomeUnknown",
+    "RequestIdReused",
+    "ResourceExhausted",
+    "SessionNotFound",
+    "Unavailable",
+    "Unimplemented",
+    "VariableNotFound",
+    "VersionConflict",
+    "VersionNotFound",
+    "quote",
+]
+
+
+def quote(text: str, limit: int = 80) -> str:
+    """Quote client input for a message: escaped, and shortened in the middle.
+
+    Clients drop metadata beyond 8 KiB, so no message may grow with its input.
+    """
+    if len(text) > limit:
+        half = limit // 2 - 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return "'" + text.encode("unicode_escape").decode("ascii") + "'"
+
+
+class BridgeError(Exception):
+    """Root of the tree. Its message is what the client reads."""
+
+    code: ClassVar[str] = "INTERNAL"
+    """Name of the gRPC status, as in ``grpc.StatusCode``."""
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str = "", **facts: str | int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.facts = {name: str(value) for name, value in facts.items()}
+
+
+class InvalidRequest(BridgeError):
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_REQUEST"
+
+
+class InvalidValue(InvalidRequest):
+    reason = "INVALID_VALUE"
+
+
+class InvalidConstraints(InvalidRequest):
+    reason = "INVALID_CONSTRAINTS"
+
+
+class RequestIdReused(InvalidRequest):
+    reason = "REQUEST_ID_REUSED"
+
+
+class NotFound(BridgeError):
+    code = "NOT_FOUND"
+    reason = "NOT_FOUND"
+
+
+class SessionNotFound(NotFound):
+    reason = "SESSION_NOT_FOUND"
+
+
+class VariableNotFound(NotFound):
+    reason = "VARIABLE_NOT_FOUND"
+
+
+class VersionNotFound(NotFound):
+    reason = "VERSION_NOT_FOUND"
+
+
+class AlreadyExists(BridgeError):
+    code = "ALREADY_EXISTS"
+    reason = "VARIABLE_EXISTS"
+
+
+class VersionConflict(BridgeError):
+    code = "ABORTED"
+    reason = "VERSION_CONFLICT"
+
+
+class FailedPrecondition(BridgeError):
+    code = "FAILED_PRECONDITION"
+    reason = "FAILED_PRECONDITION"
+
+
+class EpochMismatch(FailedPrecondition):
+    reason = "LOG_EPOCH_MISMATCH"
+
+
+class OffsetOutOfRange(BridgeError):
+    code = "OUT_OF_RANGE"
+    reason = "OFFSET_OUT_OF_RANGE"
+
+
+class ResourceExhausted(BridgeError):
+    code = "RESOURCE_EXHAUSTED"
+    reason = "RESOURCE_EXHAUSTED"
+
+
+class Unavailable(BridgeError):
+    code = "UNAVAILABLE"
+    reason = "UNAVAILABLE"
+
+
+class OutcomeUnknown(Unavailable):
+    reason = "OUTCOME_UNKNOWN"
+
+
+class Unimplemented(BridgeError):
+    code = "UNIMPLEMENTED"
+    reason = "UNIMPLEMENTED"
+
+
+class DataLoss(BridgeError):
+    code = "DATA_LOSS"
+    reason = "DATA_LOSS"
+
+
+class InternalError(BridgeError):
+    """A defect of ours: the client is told so, the log has the traceback."""
