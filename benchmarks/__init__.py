@@ -1,0 +1,1 @@
+"""Benchmarks of the bridge against a bare gRPC server and real peers: ``python -m benchmarks``."""

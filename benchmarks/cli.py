@@ -1,0 +1,145 @@
+"""The command line: measure the bridge against its rulers and print the table."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.errors import BenchmarkError, NotMeasured
+from benchmarks.flame import flame
+from benchmarks.proc import filesystem
+from benchmarks.rows import ROWS, Row, Scale, measure
+from benchmarks.table import Finding, as_json, notes, table
+
+_QUICK = Scale(pairs=3, share=0.3)
+_OUT = Path(__file__).resolve().parent / "out"
+# Where a sync costs nothing: "durable" would mean nothing there.
+_VOLATILE = {"tmpfs", "ramfs"}
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+_errors = Console(stderr=True)
+
+Directory = Annotated[
+    Path, typer.Option("--dir", help="Where the logs are written: a real disk, not tmpfs.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def bench(  # noqa: PLR0913, PLR0917 - an option is an argument
+    context: typer.Context,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Alternated pairs a row.")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(help="Only these rows: names, by comma or repeated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="3 pairs of short runs.")] = False,  # noqa: FBT002
+    file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
+    directory: Directory = _OUT,
+) -> None:
+    """Measure the bridge against a bare gRPC server, plain SQLite and etcd, in pairs of runs.
+
+    Exits with 1 if a row failed: a wrong answer, a process that died, a time limit.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    scale = _QUICK if quick else Scale()
+    scale = Scale(pairs or scale.pairs, scale.share)
+    chosen = _chosen(rows)
+    _real(directory)
+    findings = []
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=_errors, transient=True) as progress:
+        task = progress.add_task("", total=len(chosen) * (2 * scale.pairs + 1))
+        for number, row in enumerate(chosen, 1):
+            progress.update(task, description=row.name)
+            findings.append(_measured(row, scale, directory, lambda: progress.advance(task)))
+            progress.update(task, completed=number * (2 * scale.pairs + 1))
+    _print(findings)
+    if file is not None:
+        _write(file, json.dumps(as_json(findings, directory), indent=1))
+    if any(finding.failed for finding in findings):
+        raise SystemExit(1)
+
+
+@app.command()
+def profile(
+    work: Annotated[str, typer.Argument(help="set, get or batch")],
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="How long to sample.")] = 5,
+    directory: Directory = _OUT,
+) -> None:
+    """Draw a flame graph of the bridge under one load, into benchmarks/out/ (needs py-spy)."""
+    _real(directory)
+    _OUT.mkdir(exist_ok=True)
+    try:
+        drawn = flame(work, seconds, directory, _OUT / f"{work}.svg")
+    except BenchmarkError as error:
+        _fail(str(error))
+    typer.echo(drawn)
+
+
+def _chosen(names: list[str] | None) -> list[Row]:
+    """Return the rows with these names, or all."""
+    wanted = [name for given in names or () for name in given.replace(",", " ").split()]
+    known = {row.name: row for row in ROWS}
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        _fail(f"no row is named {', '.join(unknown)}; there are: {', '.join(known)}")
+    return [known[name] for name in wanted] or list(ROWS)
+
+
+def _real(directory: Path) -> None:
+    """Make the directory, and refuse one that is not on a disk."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"{directory} cannot be made: {error.strerror}")
+    kind = filesystem(directory)
+    if kind in _VOLATILE:
+        _fail(f"{directory} is on {kind}, where nothing is durable: choose a disk with --dir")
+
+
+def _measured(row: Row, scale: Scale, directory: Path, advance: Callable[[], None]) -> Finding:
+    try:
+        return Finding(row, measure(row, scale, directory, advance))
+    except NotMeasured as reason:
+        return Finding(row, words=str(reason))
+    except BenchmarkError as error:
+        return Finding(row, words=str(error), failed=True)
+
+
+def _print(findings: list[Finding]) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table(findings))
+    for line in notes(findings):
+        console.print(line, markup=False, highlight=False)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        _fail(f"{file} cannot be written: {error.strerror}")
+
+
+def _fail(words: str) -> NoReturn:
+    _errors.print(words, style="red", markup=False, highlight=False)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """Run the command line; SIGTERM ends it as Ctrl-C does, and its servers with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app(prog_name="python -m benchmarks")

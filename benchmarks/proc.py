@@ -1,0 +1,40 @@
+"""What Linux tells about a process and a file system, read from /proc."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.errors import BenchmarkError
+
+__all__ = ["cpu_seconds", "filesystem"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time, user and system, of a process with all its threads.
+
+    It advances in ticks of 10 ms.
+
+    :raises BenchmarkError: the process is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise BenchmarkError(f"the server process {pid} is gone") from error
+    # The second field is the command's name, in parentheses, and may hold anything.
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, for example "ext4"."""
+    path = path.resolve()
+    best, kind = Path("/"), "unknown"
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        _device, mount, name, *_rest = line.split()
+        place = Path(mount.encode().decode("unicode_escape"))
+        if path.is_relative_to(place) and len(place.parts) >= len(best.parts):
+            best, kind = place, name
+    return kind

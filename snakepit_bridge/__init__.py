@@ -1,0 +1,1 @@
+"""Event-sourced, observable gRPC bridge between Elixir and Python."""

@@ -1,0 +1,592 @@
+"""Deciding commands: what may be done, and which events it becomes.
+
+Pure: no clock, no randomness, no I/O. ``decide`` looks at a state and a command and
+gives a ``Decision`` or raises an error of the tree; it changes nothing. Everything that a
+command may meet, in this order:
+
+1. its ``log_epoch`` (before anything is created, so that a late write cannot revive an
+   ended session),
+2. its ``request_id`` (before the version, so that a retry is answered and not refused),
+3. the session, the variable, the version,
+4. the value: type, then constraints.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from snakepit_bridge.errors import (
+    AlreadyExists,
+    BridgeError,
+    EpochMismatch,
+    InvalidRequest,
+    InvalidValue,
+    RequestIdReused,
+    ResourceExhausted,
+    SessionNotFound,
+    VariableNotFound,
+    VersionConflict,
+    quote,
+)
+from snakepit_bridge.events.model import (
+    MAX_TRANSACTION,
+    Answer,
+    Decision,
+    Draft,
+    Envelope,
+    Event,
+    Recall,
+    Transaction,
+    Value,
+)
+from snakepit_bridge.events.projection import SessionState, VariableState
+from snakepit_bridge.type_serialization import accept, check_type, encode
+from snakepit_bridge.variables import parse_constraints
+
+__all__ = [
+    "CleanupSession",
+    "Command",
+    "DeleteVariable",
+    "InitializeSession",
+    "LoadSession",
+    "PastValue",
+    "PythonValue",
+    "RegisterVariable",
+    "RollbackVariable",
+    "SetVariable",
+    "SetVariables",
+    "WireValue",
+    "decide",
+    "recall",
+]
+
+MAX_NAME_BYTES = 256
+"""Of session ids, variable names and request ids; the wire contract's limit for names."""
+
+MAX_VERSION = 2**31 - 1
+"""``Variable.version`` is an int32 on the wire."""
+
+
+class Incoming(Protocol):
+    """A value on its way in, not yet known to fit a type."""
+
+    def accept(self, type_name: str) -> tuple[object, Value]:
+        """Give the typed Python value and its stored form, or raise ``InvalidValue``."""
+
+    def fingerprint(self) -> str:
+        """Differs when the value differs."""
+
+
+class WireValue(NamedTuple):
+    """A value as a client sent it."""
+
+    type_url: str
+    json: bytes
+    binary: bytes = b""
+
+    def accept(self, type_name: str) -> tuple[object, Value]:
+        return accept(type_name, self.type_url, self.json, self.binary)
+
+    def fingerprint(self) -> str:
+        hasher = blake2b(self.json, digest_size=16, salt=len(self.json).to_bytes(16, "little"))
+        hasher.update(self.binary)
+        return f"{self.type_url} {hasher.hexdigest()}"
+
+
+class PythonValue(NamedTuple):
+    """A value from Python code in this process."""
+
+    value: object
+
+    def accept(self, type_name: str) -> tuple[object, Value]:
+        return encode(type_name, self.value)
+
+    def fingerprint(self) -> str:
+        return repr(self.value)
+
+
+class InitializeSession(NamedTuple):
+    """Begin a session, or find it running (then its first metadata stay)."""
+
+    envelope: Envelope
+    metadata: Mapping[str, str] = {}
+    config: tuple[bool, int, bool] = (False, 0, False)
+
+
+class LoadSession(NamedTuple):
+    """Change nothing; once answered, the session is in memory and its queue was empty."""
+
+    envelope: Envelope
+
+
+class CleanupSession(NamedTuple):
+    """End the session; its log is kept."""
+
+    envelope: Envelope
+    reason: str
+
+
+class RegisterVariable(NamedTuple):
+    """Create a variable, and the session if there is none."""
+
+    envelope: Envelope
+    name: str
+    type: str
+    value: Incoming
+    constraints_json: str = ""
+
+
+class SetVariable(NamedTuple):
+    """Give a variable a new value; an equal one is a change too."""
+
+    envelope: Envelope
+    identifier: str
+    value: Incoming
+    expected_version: int = 0
+
+
+class SetVariables(NamedTuple):
+    """Several sets: one transaction if ``atomic``, else each on its own."""
+
+    envelope: Envelope
+    updates: Sequence[tuple[str, Incoming]]
+    """In the order of their identifiers."""
+    atomic: bool
+    expected_versions: Mapping[str, int] = {}
+
+
+class DeleteVariable(NamedTuple):
+    envelope: Envelope
+    identifier: str
+    expected_version: int = 0
+
+
+class PastValue(NamedTuple):
+    """The value of an earlier version, read from the log before the command is decided.
+
+    Versions never change, so nothing can come between; only the name may move.
+    """
+
+    variable_id: str
+    value: Value
+
+
+class RollbackVariable(NamedTuple):
+    """Set a variable to the value it had at ``target_version``."""
+
+    envelope: Envelope
+    identifier: str
+    target_version: int
+    past: PastValue | BridgeError
+    """What was found of that version, or why nothing was."""
+    expected_version: int = 0
+
+
+Command = (
+    InitializeSession
+    | LoadSession
+    | CleanupSession
+    | RegisterVariable
+    | SetVariable
+    | SetVariables
+    | DeleteVariable
+    | RollbackVariable
+)
+
+
+def decide(state: SessionState, epoch: str, command: Command) -> Decision:
+    """Decide ``command`` against the newest log of its session.
+
+    :param state: live, ended, or empty (``head == 0``) when no log is kept.
+    :param epoch: of that log; empty when there is none.
+    :raises BridgeError: the command is refused; nothing is to be changed.
+    """
+    kind = type(command)
+    envelope = command.envelope
+    if envelope.log_epoch and envelope.log_epoch != epoch and kind is not LoadSession:
+        _refuse_epoch(state, epoch, command)
+    live = state.head > 0 and not state.ended
+    if envelope.request_id:
+        return _decide_once(state, live, epoch, command)
+    if not live:
+        return _decide_unborn(state, command)
+    return _DECIDERS[kind](state, command)
+
+
+def _decide_once(state: SessionState, live: bool, epoch: str, command: Command) -> Decision:
+    request_id = command.envelope.request_id
+    if len(request_id.encode()) > MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"request_id is longer than {MAX_NAME_BYTES} bytes", field="request_id"
+        )
+    method, digest = type(command).__name__, _fingerprint(command)
+    known = state.requests.get((request_id, ""))
+    if known is not None:
+        if (known.method, known.digest) != (method, digest):
+            raise RequestIdReused(
+                f"request_id {quote(request_id)} was used before for "
+                f"{'another ' if known.method == method else 'a '}{known.method}: "
+                "a retry repeats the same request, a new request needs a new id",
+                field="request_id",
+            )
+        if not (isinstance(command, SetVariables) and not command.atomic):
+            return Decision((), Recall(known.first_offset))
+    decision = (
+        _DECIDERS[type(command)](state, command) if live else _decide_unborn(state, command)
+    )
+    return decision._replace(request=(method, digest))
+
+
+def _decide_unborn(state: SessionState, command: Command) -> Decision:
+    """Decide for a session that does not live: some commands begin it."""
+    session_id = command.envelope.session_id
+    if isinstance(command, LoadSession):
+        return Decision((), Answer(state.head))
+    if isinstance(command, CleanupSession):
+        return Decision((), Answer(0))
+    if not isinstance(command, InitializeSession | RegisterVariable):
+        raise _no_session(session_id)
+    if command.envelope.log_epoch:
+        raise EpochMismatch(
+            f"the log {quote(command.envelope.log_epoch)} of session {quote(session_id)} has "
+            "ended or is not kept: leave log_epoch empty to begin a new one",
+            field="log_epoch",
+        )
+    _check_name("session_id", session_id)
+    started = Event()
+    body = started.session_started
+    body.SetInParent()
+    if isinstance(command, InitializeSession):
+        body.metadata.update(command.metadata)
+        body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry = command.config
+        answer = Answer(1, show_state=True)
+        return Decision((Draft((started,)),), answer, starts=True)
+    return _register(SessionState(), command, before=(started,))
+
+
+def _refuse_epoch(state: SessionState, epoch: str, command: Command) -> None:
+    envelope = command.envelope
+    if not state.head and not isinstance(command, InitializeSession | RegisterVariable):
+        return  # there is no session at all, which is the better answer
+    raise EpochMismatch(
+        f"session {quote(envelope.session_id)} has begun anew: its log is now "
+        f"{epoch or 'none'}, not {quote(envelope.log_epoch)}",
+        field="log_epoch",
+        log_epoch=epoch,
+    )
+
+
+def _initialize(state: SessionState, _command: InitializeSession) -> Decision:
+    return Decision((), Answer(state.head, show_state=True))
+
+
+def _load(state: SessionState, _command: LoadSession) -> Decision:
+    return Decision((), Answer(state.head))
+
+
+def _end(state: SessionState, command: CleanupSession) -> Decision:
+    event = Event()
+    body = event.session_ended
+    body.reason = command.reason
+    body.resources = 1 + len(state.variables)
+    return Decision((Draft((event,)),), Answer(state.head + 1, number=body.resources))
+
+
+def _register(
+    state: SessionState, command: RegisterVariable, before: tuple[Event, ...] = ()
+) -> Decision:
+    name = command.name
+    _check_name("name", name)
+    if "*" in name or "?" in name:
+        raise InvalidRequest(
+            f"name {quote(name)} contains * or ?, which are kept for patterns", field="name"
+        )
+    taken = state.names.get(name)
+    if taken is not None:
+        raise AlreadyExists(
+            f"variable {quote(name)} already exists as {quote(taken)}", variable_id=taken
+        )
+    if name in state.variables or name in state.deleted:
+        raise AlreadyExists(f"the name {quote(name)} is the id of another variable")
+    check_type(command.type)
+    constraints = parse_constraints(command.type, command.constraints_json)
+    value = _checked(name, command.type, constraints, command.value)
+    offset = state.head + len(before) + 1
+    number = offset
+    while (id_ := f"var_{name}_{number}") in state.variables or (
+        id_ in state.deleted or id_ in state.used_names or id_ == name
+    ):
+        number += 1
+    event = Event()
+    body = event.variable_registered
+    body.id = id_
+    body.name = name
+    body.type = command.type
+    body.constraints_json = command.constraints_json
+    body.value_digest = value.digest
+    return Decision(
+        (Draft((*before, event), (value,)),),
+        Answer(offset, number=1, variable_id=id_),
+        starts=bool(before),
+    )
+
+
+def _set(state: SessionState, command: SetVariable) -> Decision:
+    variable = _find(state, command.identifier)
+    event, value = _set_event(variable, command.value, command.expected_version)
+    return Decision(
+        (Draft((event,), (value, variable.value)),),
+        Answer(state.head + 1, variable.version + 1),
+    )
+
+
+def _set_event(
+    variable: VariableState, incoming: Incoming, expected_version: int
+) -> tuple[Event, Value]:
+    definition, previous, version, offset = variable[:4]
+    if expected_version and expected_version != version:
+        _refuse_version(variable, expected_version)
+    if definition.constraints_json:
+        constraints = parse_constraints(definition.type, definition.constraints_json)
+        value = _checked(definition.name, definition.type, constraints, incoming)
+    else:
+        value = _checked(definition.name, definition.type, None, incoming)
+    return _new_version(variable, value), value
+
+
+def _new_version(variable: VariableState, value: Value) -> Event:
+    if variable.version >= MAX_VERSION:
+        raise ResourceExhausted(
+            f"variable {quote(variable.definition.name)} has reached version {MAX_VERSION}, "
+            "the last there can be: register it under a new name"
+        )
+    event = Event()
+    body = event.variable_set
+    body.id = variable.definition.id
+    body.version = variable.version + 1
+    body.previous_offset = variable.offset
+    body.value_digest = value.digest
+    body.previous_digest = variable.value.digest
+    return event
+
+
+def _set_many(state: SessionState, command: SetVariables) -> Decision:
+    if len(command.updates) > MAX_TRANSACTION:
+        raise ResourceExhausted(
+            f"a batch of {len(command.updates)} updates is larger than the limit of "
+            f"{MAX_TRANSACTION}: send several",
+            field="updates",
+        )
+    variables = _batch_variables(state, command)
+    events: dict[str, Event] = {}
+    values: dict[str, Value] = {}
+    errors: dict[str, str] = {}
+    versions: dict[str, int] = {}
+    expected = command.expected_versions
+    request_id = "" if command.atomic else command.envelope.request_id
+    recalled = 0  # offset of the last key that a retry finds written
+    for (key, incoming), variable in zip(command.updates, variables, strict=True):
+        if request_id and (known := state.requests.get((request_id, key))) is not None:
+            versions[key] = known.version
+            recalled = max(recalled, known.first_offset)
+            continue
+        try:
+            events[key], values[key] = _set_event(
+                variable, incoming, expected.get(key, 0) if expected else 0
+            )
+        except BridgeError as error:
+            errors[key] = error.message
+        else:
+            versions[key] = variable.version + 1
+    if command.atomic and errors:
+        return Decision((), Answer(0, errors=errors, refused=True))
+    before = {key: v.value for (key, _), v in zip(command.updates, variables, strict=True)}
+    answer = Answer(
+        state.head + len(events) if events else recalled,
+        versions=versions,
+        errors=errors,
+        duplicate=recalled > 0 and not events,
+    )
+    if not events:
+        return Decision((), answer)
+    if command.atomic:
+        pairs = tuple(value for key in events for value in (values[key], before[key]))
+        return Decision((Draft(tuple(events.values()), pairs),), answer)
+    drafts = tuple(
+        Draft((event,), (values[key], before[key]), request_key=key)
+        for key, event in events.items()
+    )
+    return Decision(drafts, answer)
+
+
+def _batch_variables(state: SessionState, command: SetVariables) -> list[VariableState]:
+    variables = []
+    seen: dict[str, str] = {}
+    for key, _ in command.updates:
+        variable = state.find(key)
+        if variable is None:
+            # Not NOT_FOUND: the batch as a whole is wrong, and clients read it so.
+            raise InvalidRequest(f"variable {quote(key)} not found", field="updates")
+        other = seen.setdefault(variable.definition.id, key)
+        if other is not key:
+            raise InvalidRequest(
+                f"{quote(other)} and {quote(key)} are the same variable: name it once",
+                field="updates",
+            )
+        variables.append(variable)
+    stray = next((key for key in command.expected_versions if key not in seen.values()), None)
+    if stray is not None:
+        raise InvalidRequest(
+            f"expected_versions names {quote(stray)}, which is not among the updates",
+            field="expected_versions",
+        )
+    return variables
+
+
+def _delete(state: SessionState, command: DeleteVariable) -> Decision:
+    variable = _find(state, command.identifier)
+    if command.expected_version and command.expected_version != variable.version:
+        _refuse_version(variable, command.expected_version)
+    event = Event()
+    body = event.variable_deleted
+    body.id = variable.definition.id
+    body.version = variable.version
+    body.previous_offset = variable.offset
+    body.previous_digest = variable.value.digest
+    return Decision((Draft((event,), (variable.value,)),), Answer(state.head + 1))
+
+
+def _roll_back(state: SessionState, command: RollbackVariable) -> Decision:
+    variable = _find(state, command.identifier)
+    past = command.past
+    if isinstance(past, BridgeError):
+        raise past
+    id_ = variable.definition.id
+    if id_ != past.variable_id:
+        raise VersionConflict(
+            f"variable {quote(command.identifier)} was registered anew while it was rolled "
+            "back: read it again and retry"
+        )
+    if command.expected_version and command.expected_version != variable.version:
+        _refuse_version(variable, command.expected_version)
+    event = _new_version(variable, past.value)
+    event.variable_set.rolled_back_to = command.target_version
+    return Decision(
+        (Draft((event,), (past.value, variable.value)),),
+        Answer(state.head + 1, number=variable.version + 1, variable_id=id_),
+    )
+
+
+_DECIDERS: dict[type, Callable[[SessionState, Any], Decision]] = {
+    InitializeSession: _initialize,
+    LoadSession: _load,
+    CleanupSession: _end,
+    RegisterVariable: _register,
+    SetVariable: _set,
+    SetVariables: _set_many,
+    DeleteVariable: _delete,
+    RollbackVariable: _roll_back,
+}
+
+
+def recall(command: Command, transaction: Transaction) -> Answer:
+    """The first answer to ``command``, from the transaction that it became."""
+    offset = transaction.last_offset
+    last = transaction.record.events[-1]
+    body = getattr(last, str(last.WhichOneof("kind")))
+    answer = Answer(offset, duplicate=True)
+    match command:
+        case InitializeSession():
+            return answer._replace(show_state=True)
+        case CleanupSession():
+            return answer._replace(number=body.resources)
+        case SetVariable():
+            return answer._replace(number=body.version)
+        case RegisterVariable() | RollbackVariable():
+            return answer._replace(variable_id=body.id)
+        case SetVariables():
+            events = transaction.record.events
+            versions = {
+                key: event.variable_set.version
+                for (key, _), event in zip(command.updates, events, strict=True)
+            }
+            return answer._replace(versions=versions)
+    return answer
+
+
+def _fingerprint(command: Command) -> bytes:
+    """Digest of what the client asked for, without how it was traced."""
+    fields = [_plain(field) for field in command[1:]]
+    metadata = sorted(command.envelope.metadata.items())
+    return blake2b(orjson.dumps([fields, metadata]), digest_size=16).digest()
+
+
+def _plain(field: object) -> object:
+    if isinstance(field, WireValue | PythonValue):
+        return field.fingerprint()
+    if isinstance(field, PastValue | BridgeError):
+        return ""  # the client did not send what the log was found to hold
+    if isinstance(field, Mapping):
+        return sorted(field.items())
+    if isinstance(field, Sequence) and not isinstance(field, str):
+        return [_plain(part) for part in field]
+    return field
+
+
+def _find(state: SessionState, identifier: str) -> VariableState:
+    variable = state.variables.get(state.names.get(identifier, identifier))
+    if variable is None:
+        raise VariableNotFound(
+            f"variable {quote(identifier)} not found", variable=identifier[:MAX_NAME_BYTES]
+        )
+    return variable
+
+
+def _checked(name: str, type_name: str, constraints: Any, incoming: Incoming) -> Value:
+    try:
+        python, value = incoming.accept(type_name)
+        if constraints:
+            constraints.check(python)
+    except InvalidValue as error:
+        raise InvalidValue(
+            f"variable {quote(name)}: {error.message}", field=error.field or "value"
+        ) from error
+    return value
+
+
+def _refuse_version(variable: VariableState, expected: int) -> None:
+    name = variable.definition.name
+    if expected < 0:
+        raise InvalidRequest(
+            f"expected_version {expected} is negative: give the version you read, or 0 "
+            "for any",
+            field="expected_version",
+        )
+    raise VersionConflict(
+        f"variable {quote(name)} is at version {variable.version}, expected {expected}",
+        expected=expected,
+        actual=variable.version,
+    )
+
+
+def _check_name(field: str, name: str) -> None:
+    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"{field} {quote(name)} must have 1 to {MAX_NAME_BYTES} bytes", field=field
+        )
+    if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
+        raise InvalidRequest(
+            f"{field} {quote(name)} contains a control character", field=field
+        )
+
+
+def _no_session(session_id: str) -> SessionNotFound:
+    return SessionNotFound(
+        f"session {quote(session_id)} not found: initialise it first",
+        session=session_id[:MAX_NAME_BYTES],
+    )

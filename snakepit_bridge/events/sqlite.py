@@ -1,0 +1,270 @@
+"""The default engine: one SQLite file that a person can open.
+
+Durable means: WAL with ``synchronous=FULL``, so a commit returns after the write-ahead
+log was synced to the device; one commit covers all records of an ``append``. The file
+belongs to one process, which holds a lock on ``PATH.owner`` beside it.
+
+Measured when the layout was chosen (medians, 16 records a commit): an ordinary table with
+a primary-key index beats ``WITHOUT ROWID`` 317 to 583 µs when 200 sessions write in turn,
+because records go to the end of the table whatever their session, and draws with it for
+one session. A checkpoint every 4,000 pages instead of 1,000 takes the p99 of a commit of
+200 records from 7 ms to 1.4 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable
+from snakepit_bridge.events.log import AppendError, Conflict, EventLog, LogUnusable
+from snakepit_bridge.events.model import GENESIS, LogHead, LogId, StoredRecord, Value
+from snakepit_bridge.events.owner import Owner
+
+__all__ = ["SqliteLog"]
+
+APPLICATION_ID = 0x534E4B42  # "SNKB", what file(1) and the check on opening go by
+FILE_SCHEMA = 1
+
+_SETUP = """
+PRAGMA journal_mode = WAL;
+PRAGMA synchronous = FULL;
+PRAGMA wal_autocheckpoint = 4000;
+PRAGMA busy_timeout = 5000;
+"""
+
+_CREATE = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE logs (
+  id         INTEGER PRIMARY KEY,
+  session_id TEXT NOT NULL,
+  epoch      TEXT NOT NULL,
+  UNIQUE (session_id, epoch)
+);
+-- One row is one transaction; event_log.proto says what the columns hold.
+CREATE TABLE records (
+  log          INTEGER NOT NULL REFERENCES logs (id),
+  first_offset INTEGER NOT NULL,
+  events       INTEGER NOT NULL,
+  header       BLOB NOT NULL,
+  "values"     BLOB NOT NULL,
+  digest       BLOB NOT NULL,
+  PRIMARY KEY (log, first_offset)
+);
+CREATE TABLE large_values (
+  digest BLOB PRIMARY KEY,
+  "any"  BLOB NOT NULL,
+  binary BLOB NOT NULL
+);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FILE_SCHEMA};
+COMMIT;
+"""
+
+_INSERT_LOG = "INSERT INTO logs (session_id, epoch) VALUES (?, ?)"
+_INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_LARGE = "INSERT OR IGNORE INTO large_values VALUES (?, ?, ?)"
+_SELECT_LATEST = "SELECT id, epoch FROM logs WHERE session_id = ? ORDER BY id DESC LIMIT 1"
+_SELECT_LOG = "SELECT id FROM logs WHERE session_id = ? AND epoch = ?"
+_SELECT_HEAD = (
+    "SELECT first_offset + events - 1, digest FROM records WHERE log = ?"
+    " ORDER BY first_offset DESC LIMIT 1"
+)
+_SELECT_AFTER = """
+SELECT first_offset, events, header, "values", digest FROM records
+WHERE log = :log AND first_offset + events > :next AND first_offset >= coalesce(
+  (SELECT max(first_offset) FROM records WHERE log = :log AND first_offset <= :next), 0)
+ORDER BY first_offset LIMIT :limit
+"""
+_SELECT_BEFORE = """
+SELECT first_offset, events, header, "values", digest FROM records
+WHERE log = ? AND first_offset < ? ORDER BY first_offset DESC LIMIT ?
+"""
+_SELECT_LARGE = 'SELECT digest, "any", binary FROM large_values WHERE digest = ?'
+
+
+class SqliteLog(EventLog):
+    """Logs in one SQLite file. One writing connection, a few reading ones."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open or create the file.
+
+        :raises LogInUse: another process owns it.
+        :raises LogUnusable: it is no log, or one of a newer release, or not writable.
+        """
+        self.path = Path(path).absolute()
+        self.url = f"sqlite:{self.path}"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._owner = Owner(self.path.with_name(self.path.name + ".owner"))
+        except OSError as error:
+            raise LogUnusable(f"cannot use {self.path}: {error.strerror or error}") from error
+        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._tails: dict[LogId, tuple[int, int]] = {}
+        """Row id and head of the logs appended to; asked of the file once."""
+        try:
+            self._writer = self._open()
+        except sqlite3.Error as error:
+            self._owner.release()
+            raise LogUnusable(f"cannot use {self.path}: {error}") from error
+        except LogUnusable:
+            self._owner.release()
+            raise
+
+    def latest(self, session_id: str) -> LogHead | None:
+        with self._reading() as reader:
+            row = reader.execute(_SELECT_LATEST, (session_id,)).fetchone()
+            if row is None:
+                return None
+            head = reader.execute(_SELECT_HEAD, (row[0],)).fetchone() or (0, GENESIS)
+            return LogHead(LogId(session_id, row[1]), *head)
+
+    def append(self, records: Sequence[tuple[LogId, StoredRecord]]) -> None:
+        writer = self._writer
+        tails: dict[LogId, tuple[int, int]] = {}
+        rows = []
+        large: list[tuple[bytes, bytes, bytes]] = []
+        try:
+            writer.execute("BEGIN IMMEDIATE")
+            for log, record in records:
+                first, count, header, values, digest, big = record
+                row, head = tails.get(log) or self._tail(log)
+                if first != head + 1:
+                    writer.execute("ROLLBACK")
+                    raise Conflict(
+                        f"{log.session_id!r} ends at offset {head}; "
+                        f"a record at {first} does not follow"
+                    )
+                tails[log] = (row, head + count)
+                rows.append((row, first, count, header, values, digest))
+                large.extend((value.digest, value.any, value.binary) for value in big)
+            if large:
+                writer.executemany(_INSERT_LARGE, large)
+            writer.executemany(_INSERT_RECORD, rows)
+            writer.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise AppendError(_answer(error)) from error
+        self._tails.update(tails)
+
+    def settle(self) -> None:
+        # A commit that failed may still lie in the write-ahead log, and appear when the
+        # file is next opened. Only a checkpoint that has finished says what is stored.
+        self._tails.clear()
+        try:
+            self._writer.close()
+            self._writer = self._open()
+            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise AppendError(_answer(error)) from error
+        except LogUnusable as error:
+            raise AppendError(Unavailable(str(error))) from error
+        if busy:
+            raise AppendError(Unavailable("the log is being read; its outcome is not yet known"))
+
+    def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
+        with self._reading() as reader:
+            row = reader.execute(_SELECT_LOG, log).fetchone()
+            if row is None:
+                return []
+            found = reader.execute(
+                _SELECT_AFTER, {"log": row[0], "next": after + 1, "limit": limit}
+            )
+            return [StoredRecord(*columns) for columns in found]
+
+    def read_back(
+        self, log: LogId, before: int, *, limit: int = 1_000
+    ) -> Sequence[StoredRecord]:
+        with self._reading() as reader:
+            row = reader.execute(_SELECT_LOG, log).fetchone()
+            if row is None:
+                return []
+            found = reader.execute(_SELECT_BEFORE, (row[0], before, limit))
+            return [StoredRecord(*columns) for columns in found]
+
+    def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
+        with self._reading() as reader:
+            rows = (reader.execute(_SELECT_LARGE, (digest,)).fetchone() for digest in digests)
+            return {row[0]: Value(row[1], row[2], row[0]) for row in rows if row is not None}
+
+    def close(self) -> None:
+        while not self._readers.empty():
+            self._readers.get_nowait().close()
+        with contextlib.suppress(sqlite3.ProgrammingError):  # it was closed before
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._writer.close()
+        self._owner.release()
+
+    def _open(self) -> sqlite3.Connection:
+        connection = self._connect()
+        try:
+            (application,) = connection.execute("PRAGMA application_id").fetchone()
+            (schema,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if application != APPLICATION_ID and tables:
+                raise LogUnusable(
+                    f"{self.path} is a database of another program, not a log of "
+                    "snakepit_bridge: name another file"
+                )
+            if schema > FILE_SCHEMA:
+                raise LogUnusable(
+                    f"{self.path} was written by a newer snakepit_bridge (file schema "
+                    f"{schema}, this release knows {FILE_SCHEMA}): start that one"
+                )
+            connection.executescript(_SETUP)
+            if not tables:
+                connection.executescript(_CREATE)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        # The engine's contract orders the calls; SQLite itself is built thread-safe.
+        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+
+    def _tail(self, log: LogId) -> tuple[int, int]:
+        tail = self._tails.get(log)
+        if tail is not None:
+            return tail
+        found = self._writer.execute(_SELECT_LOG, log).fetchone()
+        if found is None:
+            row = self._writer.execute(_INSERT_LOG, log).lastrowid
+            if row is None:  # pragma: no cover - SQLite always names the row it inserted
+                raise AppendError(Unavailable("SQLite gave no row id for a new log"))
+            return row, 0
+        head = self._writer.execute(_SELECT_HEAD, found).fetchone()
+        return found[0], head[0] if head else 0
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            reader = self._readers.get_nowait()
+        except queue.Empty:
+            reader = self._connect()
+            reader.execute("PRAGMA query_only = 1")
+            reader.execute("PRAGMA busy_timeout = 5000")
+        try:
+            yield reader
+        except sqlite3.Error as error:
+            reader.close()
+            raise _answer(error) from error
+        except BaseException:
+            reader.close()
+            raise
+        else:
+            self._readers.put(reader)
+
+
+def _answer(error: sqlite3.Error) -> BridgeError:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF == sqlite3.SQLITE_FULL:
+        return ResourceExhausted(
+            "the disk that holds the log is full: nothing was changed; free space and retry"
+        )
+    return Unavailable(
+        f"the log cannot be used ({getattr(error, 'sqlite_errorname', 'SQLite')}: {error})"
+    )

@@ -1,0 +1,102 @@
+"""The gRPC shell around the servicer: raw handlers, and the one way out for errors.
+
+Handlers are registered without (de)serializers and parse inside, so that a malformed
+message gets INVALID_ARGUMENT; the generated registration would answer UNKNOWN.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from snakepit_bridge import bridge_service_pb2 as pb
+from snakepit_bridge.bridge_servicer import Method
+from snakepit_bridge.errors import BridgeError, InternalError, Unimplemented
+from snakepit_bridge.wire import Call
+
+__all__ = ["SERVICE", "fail", "handlers"]
+
+logger = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["BridgeService"]
+DOMAIN = "snakepit.bridge"
+"""``google.rpc.ErrorInfo.domain`` of every error."""
+
+MAX_MESSAGE = 1024
+"""Bytes of a status message. It is sent twice, and clients drop metadata beyond 8 KiB."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def handlers(methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
+    """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED."""
+    return grpc.method_handlers_generic_handler(
+        SERVICE.full_name,
+        {
+            method.name: _HANDLERS[method.client_streaming, method.server_streaming](
+                _unary(methods[method.name])
+                if method.name in methods
+                else _unimplemented(method.name)
+            )
+            for method in SERVICE.methods
+        },
+    )
+
+
+_HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _unary(method: Method) -> Callable[[bytes, Context], Any]:
+    async def handle(raw: bytes, context: Context) -> bytes:
+        try:
+            return await method(Call(raw, context.invocation_metadata() or ()))
+        except BridgeError as error:
+            await fail(context, error)
+        except Exception:
+            logger.exception("a call failed inside the bridge")
+            await fail(context, InternalError("the bridge failed on this call; see its log"))
+        raise AssertionError("abort raises")
+
+    return handle
+
+
+def _unimplemented(name: str) -> Callable[[Any, Context], Any]:
+    async def handle(_request: object, context: Context) -> None:
+        await fail(context, Unimplemented(f"{name} is not served by this release"))
+
+    return handle
+
+
+async def fail(context: Context, error: BridgeError) -> None:
+    """End a call with an error: status, message, details and trailers, all at once.
+
+    The details repeat the message, because clients show the one or the other.
+    """
+    message = error.message
+    if len(message.encode()) > MAX_MESSAGE:
+        message = message.encode()[: MAX_MESSAGE - 3].decode("utf-8", "ignore") + "..."
+    code = grpc.StatusCode[error.code]
+    status = Status(code=code.value[0], message=message)
+    _add(status, ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts))
+    if error.field:
+        violation = BadRequest.FieldViolation(field=error.field, description=message)
+        _add(status, BadRequest(field_violations=[violation]))
+    await context.abort(
+        code, message, (("grpc-status-details-bin", status.SerializeToString()),)
+    )
+
+
+def _add(status: Status, detail: ErrorInfo | BadRequest) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)

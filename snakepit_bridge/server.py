@@ -1,0 +1,197 @@
+"""The server: start, readiness, drain, exit.
+
+``serve`` runs until SIGTERM or SIGINT. Its contract with whoever launched it:
+
+* stdout carries one line, ``GRPC_READY:<port>``, once calls are answered; all else goes
+  to stderr. The ready file, if asked for, holds the port, written whole or not at all.
+* On the signal: health says NOT_SERVING, new calls get UNAVAILABLE, running ones finish
+  within the grace, everything queued is committed, exit code 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+
+from snakepit_bridge.bridge_servicer import BridgeServicer
+from snakepit_bridge.commands import decide, recall
+from snakepit_bridge.events.committer import Committer
+from snakepit_bridge.events.gate import Gate
+from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.rpc import SERVICE, handlers
+
+__all__ = ["CannotServe", "Settings", "run", "serve"]
+
+logger = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+
+
+class Settings(NamedTuple):
+    """What a person may choose; the command line explains each."""
+
+    log: str
+    port: int = 50050
+    ready_file: Path | None = None
+    grace: float = 1.5
+    """Seconds that running calls get to finish; Snakepit kills after 2."""
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal, on uvloop where there is one.
+
+    :raises CannotServe: the port is taken, or the ready file cannot be written.
+    :raises LogUnusable: the log cannot be opened.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(settings))
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        return None
+    return uvloop.Loop
+
+
+async def serve(settings: Settings) -> None:
+    """Serve on the running loop until SIGTERM or SIGINT; see ``run``."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine: EventLog = open_log(settings.log)
+    committer = Committer(engine, decide, recall)
+    try:
+        servicer = BridgeServicer(
+            committer, Gate(committer, loop), max_message_bytes=MAX_MESSAGE_BYTES
+        )
+        server, health_servicer, port = await _start(servicer, settings.port)
+        committer.start()
+        logger.info("serving %s on port %d", engine.url, port)
+        try:
+            _announce(port, settings.ready_file)
+            await stop.wait()
+            logger.info("draining")
+            await health_servicer.enter_graceful_shutdown()
+        finally:
+            await server.stop(settings.grace)
+    finally:
+        await asyncio.to_thread(committer.close)
+    logger.info("stopped")
+
+
+async def _start(
+    servicer: BridgeServicer, port: int
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
+    """Bind 127.0.0.1 and, where there is IPv6, ::1 on the same number; then serve."""
+    for _ in range(_ATTEMPTS if port == 0 else 1):
+        server = grpc.aio.server(options=_OPTIONS)
+        health_servicer = _add_services(server, servicer)
+        try:
+            bound = _bind(server, "127.0.0.1", port)
+            if _has_ipv6():
+                _bind(server, "[::1]", bound)
+        except _PortTaken:
+            continue
+        await server.start()
+        return server, health_servicer, bound
+    raise CannotServe(
+        f"port {port} is taken: stop what listens there, or choose another with --port "
+        "(0 takes any free one)"
+    )
+
+
+_ATTEMPTS = 20
+"""A free IPv4 port whose IPv6 twin is taken is rare; twenty in a row do not happen."""
+
+_OPTIONS = (
+    # On by default: a second server would silently share the port.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # An Elixir client gets status 13 for each call beyond the limit.
+    ("grpc.max_concurrent_streams", 100_000),
+    # "Too many pings" would end every stream of a connection.
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class _PortTaken(Exception):
+    pass
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise _PortTaken from error
+    if bound == 0:
+        raise _PortTaken
+    return bound
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        return error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    return True
+
+
+def _add_services(
+    server: grpc.aio.Server, servicer: BridgeServicer
+) -> health.aio.HealthServicer:
+    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - 30 ms of start-up
+
+    server.add_generic_rpc_handlers((handlers(servicer.methods),))
+    servicer_of_health = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer_of_health, server)
+    names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return servicer_of_health
+
+
+def _announce(port: int, ready_file: Path | None) -> None:
+    if ready_file is not None:
+        temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+        try:
+            with temporary.open("w") as file:
+                file.write(f"{port}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(ready_file)
+        except OSError as error:
+            raise CannotServe(f"cannot write the ready file {ready_file}: {error}") from error
+    sys.stdout.write(f"GRPC_READY:{port}\n")
+    sys.stdout.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m snakepit_bridge.server`` is ``snakepit-bridge serve``."""
+    from snakepit_bridge.cli import main as cli  # noqa: PLC0415 - the floor beside this one
+
+    cli(["serve", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,525 @@
+"""``SessionContext``: the API of one session for tools, DSPy modules and library users.
+
+Synchronous and thread-safe; every call has an asynchronous form with the suffix
+``_async``. A synchronous write returns when its change is durable; on an event loop's
+thread, where that would block everybody else, it raises and names the other form. Writes
+are commands for the committer like any other, from the network or from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import orjson
+
+from snakepit_bridge.commands import (
+    Command,
+    DeleteVariable,
+    InitializeSession,
+    PythonValue,
+    RegisterVariable,
+    RollbackVariable,
+    SetVariable,
+    SetVariables,
+    decide,
+    recall,
+)
+from snakepit_bridge.errors import BridgeError, InvalidRequest
+from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
+from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.memory import MemoryLog
+from snakepit_bridge.events.model import Envelope, Origin, Value
+from snakepit_bridge.events.projection import Definition, VariableState
+from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.sessions import (
+    LoadTask,
+    find,
+    head_and,
+    name_filter,
+    newest_event,
+    no_session,
+    past_value,
+)
+from snakepit_bridge.type_serialization import to_python
+
+__all__ = ["BatchRefused", "BatchResult", "SessionContext", "Variable", "VariableVersion"]
+
+T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable as it was at one offset of its session's log."""
+
+    id: str
+    name: str
+    type: str
+    value: Any
+    """float, int, str, bool, or a read-only numpy array (embedding, tensor)."""
+    version: int
+    offset: int
+    """The event that made this version."""
+    constraints: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    source: str
+    """Who made this version: ``elixir``, ``python``, ``tool:<name>``, ..."""
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class VariableVersion:
+    """One entry of a variable's history."""
+
+    version: int
+    value: Any
+    previous: Any
+    """The value it replaced; ``None`` at the first version."""
+    offset: int
+    source: str
+    metadata: Mapping[str, str]
+    changed_at: datetime
+    rolled_back_to: int
+    """The version a rollback restored; 0 for a plain change."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of a batch, by the identifiers that were given."""
+
+    versions: Mapping[str, int]
+    errors: Mapping[str, str]
+    """Empty for an atomic batch, which raises ``BatchRefused`` instead."""
+
+
+class BatchRefused(InvalidRequest):
+    """An atomic batch was refused as a whole; ``errors`` says why, by identifier."""
+
+    reason = "BATCH_REFUSED"
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        super().__init__("; ".join(errors.values()), field="updates")
+        self.errors = dict(errors)
+
+
+class SessionContext:
+    """One session, read and changed from Python."""
+
+    def __init__(
+        self,
+        session_id: str,
+        log: EventLog | str | None = None,
+        *,
+        committer: Committer | None = None,
+        source: str = "python",
+    ) -> None:
+        """Open a session.
+
+        Without a ``committer`` the context runs its own on ``log``: an engine, a URL such
+        as ``sqlite:PATH``, or nothing, which keeps the session in memory only. It begins
+        the session if there is none, and wants ``close()`` (or ``with``).
+
+        :param committer: of a running bridge; the session is then used as it is.
+        :param source: named as the source of changes.
+        :raises LogUnusable: the log cannot be opened.
+        :raises InvalidRequest: the session id cannot be one.
+        """
+        self.session_id = session_id
+        self._source = source
+        self._owned = committer is None
+        if committer is None:
+            engine = open_log(log) if isinstance(log, str) else log or MemoryLog()
+            committer = Committer(engine, decide, recall)
+            committer.start()
+        elif log is not None:
+            raise TypeError("give a log or a committer, not both: the committer has its log")
+        self._committer = committer
+        if self._owned:
+            try:
+                self._submit(InitializeSession(self._envelope({}))).result()
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Commit what is queued and close the log, if this context opened it."""
+        if self._owned:
+            self._committer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def register_variable(
+        self,
+        name: str,
+        type: str,  # noqa: A002 - the wire's name
+        initial_value: object,
+        constraints: Mapping[str, object] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Create a variable and give its id.
+
+        :param type: float, integer, string, boolean, choice, module, embedding or tensor.
+        :param constraints: as ``constraints_json`` of the wire, for example ``{"min": 0}``.
+        :raises AlreadyExists: the name is taken.
+        :raises InvalidRequest: name, type, constraints or value are wrong.
+        """
+        task = self._register(name, type, initial_value, constraints, metadata)
+        return self._wait(task, "register_variable").answer.variable_id
+
+    async def register_variable_async(
+        self,
+        name: str,
+        type: str,  # noqa: A002 - the wire's name
+        initial_value: object,
+        constraints: Mapping[str, object] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """``register_variable`` for an event loop."""
+        task = self._register(name, type, initial_value, constraints, metadata)
+        return (await self._await(task)).answer.variable_id
+
+    def get_variable(self, identifier: str) -> Variable | None:
+        """A variable by name or id, or ``None``."""
+        return self._read(lambda log: self._found(log, [identifier]).get(identifier))
+
+    async def get_variable_async(self, identifier: str) -> Variable | None:
+        """``get_variable`` for an event loop."""
+        await self._loaded_async()
+        return self.get_variable(identifier)
+
+    def get_variables(self, identifiers: Iterable[str]) -> dict[str, Variable]:
+        """Several variables at one moment, by the identifier that was asked; those that
+        do not exist are absent."""
+        wanted = list(identifiers)
+        return self._read(lambda log: self._found(log, wanted))
+
+    async def get_variables_async(self, identifiers: Iterable[str]) -> dict[str, Variable]:
+        """``get_variables`` for an event loop."""
+        await self._loaded_async()
+        return self.get_variables(identifiers)
+
+    def list_variables(self, pattern: str = "") -> list[Variable]:
+        """Live variables in the order of registration whose names match.
+
+        :param pattern: ``*`` is anything, ``?`` one character; empty = all.
+        """
+        matches = name_filter(pattern)
+        return self._read(
+            lambda log: [
+                _public(state)
+                for state in head_and(log)[1]
+                if matches is None or matches(state.definition.name)
+            ]
+        )
+
+    async def list_variables_async(self, pattern: str = "") -> list[Variable]:
+        """``list_variables`` for an event loop."""
+        await self._loaded_async()
+        return self.list_variables(pattern)
+
+    def set_variable(
+        self,
+        identifier: str,
+        value: object,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        expected_version: int = 0,
+    ) -> int:
+        """Give a variable a new value; gives its new version once that is durable.
+
+        :param expected_version: the version it must have now; 0 = any.
+        :raises VariableNotFound: there is no such variable.
+        :raises InvalidValue: the value does not fit type or constraints.
+        :raises VersionConflict: it has another version.
+        """
+        task = self._set(identifier, value, metadata, expected_version)
+        return self._wait(task, "set_variable").answer.number
+
+    async def set_variable_async(
+        self,
+        identifier: str,
+        value: object,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        expected_version: int = 0,
+    ) -> int:
+        """``set_variable`` for an event loop."""
+        task = self._set(identifier, value, metadata, expected_version)
+        return (await self._await(task)).answer.number
+
+    def set_variables(
+        self,
+        updates: Mapping[str, object],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        atomic: bool = True,
+        expected_versions: Mapping[str, int] | None = None,
+    ) -> BatchResult:
+        """Change several variables: as one transaction, or each on its own.
+
+        :raises BatchRefused: an atomic batch had an error; nothing was changed.
+        :raises InvalidRequest: a variable is unknown or named twice; nothing was changed.
+        """
+        task = self._set_many(updates, metadata, atomic, expected_versions)
+        return _batch(self._wait(task, "set_variables"))
+
+    async def set_variables_async(
+        self,
+        updates: Mapping[str, object],
+        metadata: Mapping[str, str] | None = None,
+        *,
+        atomic: bool = True,
+        expected_versions: Mapping[str, int] | None = None,
+    ) -> BatchResult:
+        """``set_variables`` for an event loop."""
+        task = self._set_many(updates, metadata, atomic, expected_versions)
+        return _batch(await self._await(task))
+
+    def delete_variable(
+        self, identifier: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Delete a variable; its history stays readable by its id.
+
+        :raises VariableNotFound: there is no such variable.
+        """
+        self._wait(DeleteVariable(self._envelope(metadata), identifier), "delete_variable")
+
+    async def delete_variable_async(
+        self, identifier: str, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """``delete_variable`` for an event loop."""
+        await self._await(DeleteVariable(self._envelope(metadata), identifier))
+
+    def get_variable_history(self, identifier: str, limit: int = 0) -> list[VariableVersion]:
+        """The versions of a variable, newest first; of a deleted one by its id.
+
+        :param limit: how many at most; 0 = all.
+        :raises VariableNotFound: there is no such variable.
+        """
+        return self._read(lambda log: self._history(log, identifier, limit))
+
+    async def get_variable_history_async(
+        self, identifier: str, limit: int = 0
+    ) -> list[VariableVersion]:
+        """``get_variable_history`` for an event loop."""
+        return await asyncio.to_thread(self.get_variable_history, identifier, limit)
+
+    def rollback_variable(
+        self, identifier: str, version: int, metadata: Mapping[str, str] | None = None
+    ) -> Variable:
+        """Set a variable to the value it had at ``version``, as a new version.
+
+        :raises VersionNotFound: it never had that version.
+        """
+        outcome = self._wait(
+            self._roll_back(identifier, version, metadata), "rollback_variable"
+        )
+        return _shown(outcome)
+
+    async def rollback_variable_async(
+        self, identifier: str, version: int, metadata: Mapping[str, str] | None = None
+    ) -> Variable:
+        """``rollback_variable`` for an event loop."""
+        command = await asyncio.to_thread(self._roll_back, identifier, version, metadata)
+        return _shown(await self._await(command))
+
+    def _register(
+        self,
+        name: str,
+        type_name: str,
+        value: object,
+        constraints: Mapping[str, object] | None,
+        metadata: Mapping[str, str] | None,
+    ) -> RegisterVariable:
+        json = orjson.dumps(constraints).decode() if constraints else ""
+        return RegisterVariable(
+            self._envelope(metadata), name, type_name, PythonValue(value), json
+        )
+
+    def _set(
+        self,
+        identifier: str,
+        value: object,
+        metadata: Mapping[str, str] | None,
+        expected_version: int,
+    ) -> SetVariable:
+        return SetVariable(
+            self._envelope(metadata), identifier, PythonValue(value), expected_version
+        )
+
+    def _set_many(
+        self,
+        updates: Mapping[str, object],
+        metadata: Mapping[str, str] | None,
+        atomic: bool,
+        expected_versions: Mapping[str, int] | None,
+    ) -> SetVariables:
+        pairs = tuple((key, PythonValue(updates[key])) for key in sorted(updates))
+        return SetVariables(self._envelope(metadata), pairs, atomic, expected_versions or {})
+
+    def _roll_back(
+        self, identifier: str, version: int, metadata: Mapping[str, str] | None
+    ) -> RollbackVariable:
+        past = self._read(
+            lambda log: past_value(self._committer.engine, log, identifier, version)
+        )
+        return RollbackVariable(self._envelope(metadata), identifier, version, past)
+
+    def _history(
+        self, log: LoadedLog, identifier: str, limit: int
+    ) -> list[VariableVersion]:
+        if limit < 0:
+            raise InvalidRequest(f"limit {limit} is negative: 0 asks for all", field="limit")
+        entries: list[VariableVersion] = []
+        _, offset = newest_event(log, identifier)
+        for past in versions(self._committer.engine, log.id, offset):
+            record = past.record
+            entries.append(
+                VariableVersion(
+                    past.version,
+                    _python(past.value),
+                    None if past.previous is None else _python(past.previous),
+                    past.offset,
+                    record.source,
+                    MappingProxyType(dict(record.metadata)),
+                    _time(record.time_unix_nanos),
+                    past.rolled_back_to,
+                )
+            )
+            if len(entries) == limit:
+                break
+        return entries
+
+    def _envelope(self, metadata: Mapping[str, str] | None) -> Envelope:
+        change = dict(metadata or {})
+        return Envelope(
+            self.session_id,
+            origin=Origin(change.get("source") or self._source),
+            metadata=change,
+        )
+
+    def _found(self, log: LoadedLog, identifiers: Sequence[str]) -> dict[str, Variable]:
+        with log.lock:
+            states = {key: log.committed.find(key) for key in identifiers}
+        return {key: _public(state) for key, state in states.items() if state is not None}
+
+    def _read(self, read: Callable[[LoadedLog], T]) -> T:
+        log = self._committer.loaded(self.session_id)
+        if log is None:
+            self._wait_for(self._queue(LoadTask(self.session_id)), "get_variable")
+            log = self._committer.loaded(self.session_id)
+        if log is None or not log.committed.live:
+            raise no_session(self.session_id)
+        return read(log)
+
+    async def _loaded_async(self) -> None:
+        if self._committer.loaded(self.session_id) is None:
+            await asyncio.wrap_future(self._queue(LoadTask(self.session_id)))
+
+    def _queue(self, task: Any) -> Future[Any]:  # noqa: ANN401 - any task of the committer
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+
+        def deliver(results: Sequence[Any]) -> None:
+            (result,) = results
+            if isinstance(result, BridgeError):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+        self._committer.submit([task], deliver)
+        return future
+
+    def _submit(self, command: Command) -> Future[Outcome]:
+        return self._queue(_CommandTask(command))
+
+    def _await(self, command: Command) -> Awaitable[Outcome]:
+        return asyncio.wrap_future(self._submit(command))
+
+    def _wait(self, command: Command, method: str) -> Outcome:
+        _refuse_event_loop(method)
+        return self._submit(command).result()
+
+    def _wait_for(self, future: Future[T], method: str) -> T:
+        _refuse_event_loop(method)
+        return future.result()
+
+
+class _CommandTask(NamedTuple):
+    """A command that needs no reading and an outcome that needs no writing."""
+
+    prepared: Command
+
+    def command(self) -> Command:
+        return self.prepared
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+
+def _refuse_event_loop(method: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(
+        f"{method} would block the event loop it was called on: await {method}_async instead"
+    )
+
+
+def _public(state: VariableState) -> Variable:
+    definition: Definition = state.definition
+    constraints = orjson.loads(definition.constraints_json or b"{}")
+    return Variable(
+        definition.id,
+        definition.name,
+        definition.type,
+        to_python(definition.type, state.value.any, state.value.binary),
+        state.version,
+        state.offset,
+        MappingProxyType(constraints),
+        MappingProxyType(dict(state.metadata)),
+        state.source,
+        _time(state.time_unix_nanos),
+    )
+
+
+def _shown(outcome: Outcome) -> Variable:
+    if outcome.variable is None:
+        raise AssertionError("a rollback shows its variable")
+    return _public(outcome.variable)
+
+
+def _python(value: Value) -> Any:  # noqa: ANN401 - any variable's value
+    from google.protobuf.any_pb2 import Any as AnyMessage  # noqa: PLC0415
+
+    type_name = AnyMessage.FromString(value.any).type_url.rpartition("/")[2].rpartition(".")[2]
+    return to_python(type_name, value.any, value.binary)
+
+
+def _batch(outcome: Outcome) -> BatchResult:
+    answer = outcome.answer
+    if answer.refused:
+        raise BatchRefused(answer.errors)
+    return BatchResult(dict(answer.versions), dict(answer.errors))
+
+
+def _time(nanoseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1_000)

@@ -1,0 +1,136 @@
+"""Reading loaded sessions: what the servicer and ``SessionContext`` share.
+
+Everything here sees the committed state only. Functions that read the log block on the
+disk and belong on a worker thread; the others take the log's lock for a moment.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from snakepit_bridge.commands import LoadSession, PastValue
+from snakepit_bridge.errors import (
+    InvalidRequest,
+    SessionNotFound,
+    VariableNotFound,
+    VersionNotFound,
+    quote,
+)
+from snakepit_bridge.events.committer import LoadedLog, Outcome
+from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.model import Envelope
+from snakepit_bridge.events.projection import VariableState
+from snakepit_bridge.events.reading import versions
+
+__all__ = [
+    "LoadTask",
+    "find",
+    "head_and",
+    "name_filter",
+    "newest_event",
+    "no_session",
+    "past_value",
+]
+
+MAX_PATTERN = 1_024
+"""Characters of a list pattern: four times the longest name."""
+
+
+class LoadTask(NamedTuple):
+    """Brings a session into memory, behind everything queued before."""
+
+    session_id: str
+
+    def command(self) -> LoadSession:
+        return LoadSession(Envelope(self.session_id))
+
+    def answer(self, outcome: Outcome) -> int:
+        return outcome.answer.offset
+
+
+def no_session(session_id: str) -> SessionNotFound:
+    return SessionNotFound(f"session {quote(session_id)} not found: initialise it first")
+
+
+def no_variable(identifier: str) -> VariableNotFound:
+    return VariableNotFound(f"variable {quote(identifier)} not found")
+
+
+def find(log: LoadedLog, identifier: str) -> tuple[VariableState, int]:
+    """A live variable by name or id, and the head at which it was read.
+
+    :raises VariableNotFound: there is none.
+    """
+    with log.lock:
+        state = log.committed
+        variable = state.find(identifier)
+        head = state.head
+    if variable is None:
+        raise no_variable(identifier)
+    return variable, head
+
+
+def head_and(log: LoadedLog) -> tuple[int, Sequence[VariableState]]:
+    """The head and all live variables at it, in the order of their registration."""
+    with log.lock:
+        return log.committed.head, list(log.committed.variables.values())
+
+
+def newest_event(log: LoadedLog, identifier: str) -> tuple[int, int]:
+    """The head, and where the history of a variable begins to be walked backwards.
+
+    A deleted variable answers by its id.
+
+    :raises VariableNotFound: there is none, and never was one of this id.
+    """
+    with log.lock:
+        state = log.committed
+        variable = state.find(identifier)
+        offset = variable.offset if variable else state.deleted.get(identifier, 0)
+        head = state.head
+    if not offset:
+        raise no_variable(identifier)
+    return head, offset
+
+
+def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -> PastValue:
+    """The value that a variable had at version ``target``; reads the log.
+
+    :raises VariableNotFound: there is no such live variable.
+    :raises VersionNotFound: it has no such version.
+    """
+    variable, _ = find(log, identifier)
+    name = variable.definition.name
+    if not 1 <= target <= variable.version:
+        raise VersionNotFound(
+            f"version {target} of variable {quote(name)} not found: it has versions 1 to "
+            f"{variable.version}",
+            field="target_version",
+        )
+    for past in versions(engine, log.id, variable.offset):
+        if past.version == target:
+            return PastValue(variable.definition.id, past.value)
+    raise VersionNotFound(
+        f"version {target} of variable {quote(name)} not found in its log",
+        field="target_version",
+    )
+
+
+def name_filter(pattern: str) -> Callable[[str], object] | None:
+    """A test for names: ``*`` is anything, ``?`` one character, all else itself.
+
+    ``None`` when every name passes.
+
+    :raises InvalidRequest: the pattern is too long.
+    """
+    if not pattern:
+        return None
+    if len(pattern) > MAX_PATTERN:
+        raise InvalidRequest(
+            f"pattern has {len(pattern)} characters, more than {MAX_PATTERN}", field="pattern"
+        )
+    # fnmatch makes an atomic group of each *, so that no pattern can make matching slow.
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match

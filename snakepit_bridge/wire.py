@@ -1,0 +1,294 @@
+"""Between protobuf messages and the domain: reading requests, writing responses.
+
+Pure functions on bytes and values, no transport and no rules. Values are never parsed
+here: an ``Any`` goes from request to log to response as bytes (``wire_views.proto``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError, Message
+
+from snakepit_bridge import bridge_service_pb2 as pb
+from snakepit_bridge import wire_views_pb2 as views
+from snakepit_bridge.commands import (
+    CleanupSession,
+    DeleteVariable,
+    InitializeSession,
+    RegisterVariable,
+    SetVariable,
+    SetVariables,
+    WireValue,
+)
+from snakepit_bridge.errors import InvalidRequest, quote
+from snakepit_bridge.events.committer import Outcome
+from snakepit_bridge.events.model import Envelope, Origin
+from snakepit_bridge.events.projection import VariableState
+from snakepit_bridge.events.reading import PastVersion
+
+__all__ = ["Call", "parse", "variable_bytes"]
+
+M = TypeVar("M", bound=Message)
+
+GrpcMetadata = Iterable[tuple[str, str | bytes]]
+
+_TRACE_KEYS = ("traceparent", "tracestate", "correlation_id")
+_CORRELATION_HEADER = "x-snakepit-correlation-id"
+_NO_METADATA: Mapping[str, str] = {}
+_FROM_ELIXIR = Origin("elixir")
+
+
+class Call(NamedTuple):
+    """One request as it arrived."""
+
+    raw: bytes
+    metadata: GrpcMetadata
+    """The gRPC metadata."""
+
+
+def parse(message: type[M], raw: bytes) -> M:
+    """Parse a request.
+
+    :raises InvalidRequest: it is not such a message (generated code would answer UNKNOWN).
+    """
+    try:
+        return message.FromString(raw)
+    except DecodeError as error:
+        raise InvalidRequest(
+            f"the request is not a valid {message.DESCRIPTOR.name}: its bytes cannot be parsed"
+        ) from error
+
+
+def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelope:  # noqa: ANN401
+    """What a mutating request says of itself, beside its own matter.
+
+    :param metadata: the metadata map of the change (each message names it differently).
+    """
+    traceparent = tracestate = correlation_id = ""
+    for key, value in grpc_metadata:
+        if key == "traceparent":
+            traceparent = str(value)
+        elif key == "tracestate":
+            tracestate = str(value)
+        elif key == _CORRELATION_HEADER:
+            correlation_id = str(value)
+    if not metadata:
+        if not (traceparent or correlation_id):
+            return Envelope(
+                request.session_id, request.request_id, request.log_epoch, _FROM_ELIXIR, _NO_METADATA
+            )
+        origin = Origin("elixir", correlation_id, traceparent, tracestate)
+        return Envelope(
+            request.session_id, request.request_id, request.log_epoch, origin, _NO_METADATA
+        )
+    change = dict(metadata)
+    sent = [change.pop(key, "") for key in _TRACE_KEYS]
+    if not traceparent:
+        traceparent, tracestate = sent[0], sent[1]
+    origin = Origin(
+        change.get("source") or "elixir", correlation_id or sent[2], traceparent, tracestate
+    )
+    return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
+
+
+def initialize_session(call: Call) -> InitializeSession:
+    request = parse(pb.InitializeSessionRequest, call.raw)
+    metadata = dict(request.metadata)
+    for key in _TRACE_KEYS:
+        metadata.pop(key, None)
+    config = request.config
+    return InitializeSession(
+        envelope(request, request.metadata, call.metadata)._replace(metadata=_NO_METADATA),
+        metadata,
+        (config.enable_caching, config.cache_ttl_seconds, config.enable_telemetry),
+    )
+
+
+def cleanup_session(call: Call) -> CleanupSession:
+    request = parse(pb.CleanupSessionRequest, call.raw)
+    return CleanupSession(envelope(request, request.metadata, call.metadata), "cleanup")
+
+
+def register_variable(call: Call) -> RegisterVariable:
+    request = parse(pb.RegisterVariableRequest, call.raw)
+    value = request.initial_value
+    return RegisterVariable(
+        envelope(request, request.metadata, call.metadata),
+        request.name,
+        request.type,
+        WireValue(value.type_url, value.value, request.initial_binary_value),
+        request.constraints_json,
+    )
+
+
+def set_variable(call: Call) -> SetVariable:
+    request = parse(pb.SetVariableRequest, call.raw)
+    value = request.value
+    return SetVariable(
+        envelope(request, request.metadata, call.metadata),
+        request.variable_identifier,
+        WireValue(value.type_url, value.value, request.binary_value),
+        request.expected_version,
+    )
+
+
+def set_variables(call: Call) -> SetVariables:
+    request = parse(views.BatchSetVariablesRequestView, call.raw)
+    # Entries as they stand on the wire; of two with one key the last counts, as in a map.
+    updates = {entry.key: entry.value for entry in request.updates}
+    binaries = dict(request.binary_updates)
+    stray = next((key for key in binaries if key not in updates), None)
+    if stray is not None:
+        raise InvalidRequest(
+            f"binary_updates names {quote(stray)}, which is not among the updates",
+            field="binary_updates",
+        )
+    parsed = []
+    for key in sorted(updates):
+        try:
+            value = AnyMessage.FromString(updates[key])
+        except DecodeError as error:
+            raise InvalidRequest(
+                f"the value of {quote(key)} is not a google.protobuf.Any: its bytes cannot be "
+                "parsed",
+                field="updates",
+            ) from error
+        parsed.append((key, WireValue(value.type_url, value.value, binaries.get(key, b""))))
+    return SetVariables(
+        envelope(request, request.metadata, call.metadata),
+        tuple(parsed),
+        request.atomic,
+        dict(request.expected_versions) if request.expected_versions else {},
+    )
+
+
+def delete_variable(call: Call) -> DeleteVariable:
+    request = parse(pb.DeleteVariableRequest, call.raw)
+    return DeleteVariable(
+        envelope(request, request.metadata, call.metadata),
+        request.variable_identifier,
+        request.expected_version,
+    )
+
+
+def variable_bytes(variable: VariableState) -> bytes:
+    """A serialized ``Variable``."""
+    definition, value, version, offset, time, source, metadata = variable
+    view = views.VariableView()
+    view.id, view.name, view.type, constraints, _ = definition
+    view.value = value.any
+    if constraints:
+        view.constraints_json = constraints
+    if metadata:
+        view.metadata.update(metadata)
+    if source != "elixir":
+        view.source = pb.Variable.PYTHON
+    updated = view.last_updated_at
+    updated.seconds, updated.nanos = divmod(time, 1_000_000_000)
+    view.version = version
+    if value.binary:
+        view.binary_value = value.binary
+    view.offset = offset
+    return view.SerializeToString()
+
+
+def initialized(outcome: Outcome) -> bytes:
+    answer, epoch, _, variables = outcome
+    response = views.InitializeSessionResponseView(
+        success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
+    )
+    for variable in variables:
+        response.initial_variables.add(
+            key=variable.definition.name, value=variable_bytes(variable)
+        )
+    return response.SerializeToString()
+
+
+def cleaned_up(outcome: Outcome) -> bytes:
+    answer, epoch, _, _ = outcome
+    return pb.CleanupSessionResponse(
+        success=True,
+        resources_cleaned=answer.number,
+        offset=answer.offset,
+        log_epoch=epoch if answer.offset else "",
+        duplicate=answer.duplicate,
+    ).SerializeToString()
+
+
+def registered(outcome: Outcome) -> bytes:
+    answer, epoch, variable, _ = outcome
+    return views.RegisterVariableResponseView(
+        success=True,
+        variable_id=answer.variable_id,
+        offset=answer.offset,
+        log_epoch=epoch,
+        duplicate=answer.duplicate,
+        variable=variable_bytes(variable) if variable else b"",
+    ).SerializeToString()
+
+
+def was_set(outcome: Outcome) -> bytes:
+    answer, epoch, _, _ = outcome
+    response = pb.SetVariableResponse()
+    response.success = True
+    response.new_version = answer.number
+    response.offset = answer.offset
+    response.log_epoch = epoch
+    if answer.duplicate:
+        response.duplicate = True
+    return response.SerializeToString()
+
+
+def were_set(outcome: Outcome) -> bytes:
+    answer, epoch, _, _ = outcome
+    return pb.BatchSetVariablesResponse(
+        success=not answer.refused,
+        errors=answer.errors,
+        new_versions=answer.versions,
+        offset=answer.offset,
+        log_epoch=epoch,
+        duplicate=answer.duplicate,
+    ).SerializeToString()
+
+
+def deleted(outcome: Outcome) -> bytes:
+    answer, epoch, _, _ = outcome
+    return pb.DeleteVariableResponse(
+        success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
+    ).SerializeToString()
+
+
+def rolled_back(outcome: Outcome) -> bytes:
+    answer, epoch, variable, _ = outcome
+    return views.RollbackVariableResponseView(
+        success=True,
+        variable=variable_bytes(variable) if variable else b"",
+        offset=answer.offset,
+        log_epoch=epoch,
+        duplicate=answer.duplicate,
+    ).SerializeToString()
+
+
+def history_entry(past: PastVersion, epoch: str) -> bytes:
+    """A serialized ``VariableHistoryEntry``."""
+    record = past.record
+    view = views.VariableHistoryEntryView(
+        version=past.version,
+        value=past.value.any,
+        binary_value=past.value.binary,
+        changed_by=record.source,
+        metadata=record.metadata,
+        offset=past.offset,
+        correlation_id=record.correlation_id,
+        traceparent=record.traceparent,
+        request_id=record.request.id,
+        rolled_back_to=past.rolled_back_to,
+        log_epoch=epoch,
+    )
+    if past.previous is not None:
+        view.old_value, view.old_binary_value = past.previous.any, past.previous.binary
+    view.timestamp.FromNanoseconds(record.time_unix_nanos)
+    return view.SerializeToString()
