@@ -28,7 +28,7 @@ class Contest:
 
     ours: Callable[[int], Figure]
     ruler: Callable[[int], Figure]
-    syncs: Callable[[int], float | str] | None = None
+    syncs: Callable[[], float | str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +83,5 @@ def compete(contest: Contest, pairs: int, advance: Callable[[], None]) -> Outcom
             ours = contest.ours(number)
         advance()
         done.append(Pair(ours, ruler, ours_first, ours.value / ruler.value))
-    syncs = contest.syncs(pairs + 1) if contest.syncs else None
+    syncs = contest.syncs() if contest.syncs else None
     return Outcome(done, syncs)

@@ -1,28 +1,20 @@
-"""Running the load generator, and counting a server's syncs, in processes of their own."""
+"""Running our own modules, the load generator above all, in processes of their own."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import BenchmarkError, NotMeasured
+from benchmarks.errors import BenchmarkError
 from benchmarks.load import Result, Spec
 from benchmarks.servers import ROOT
 
-__all__ = ["count_syncs", "drive", "last_line", "run_json"]
+__all__ = ["drive", "last_line", "run_json"]
 
 _LIMIT = 120.0  # seconds for one run, with making its requests and checking its replies
-_ATTACH_LIMIT = 5.0
 
 
 def last_line(text: str) -> str:
@@ -60,40 +52,3 @@ def drive(spec: Spec) -> Result:
     :raises BenchmarkError: see ``load.run``.
     """
     return Result(**run_json("benchmarks.load", given=json.dumps(asdict(spec))))
-
-
-def count_syncs(pid: int, work: Callable[[], None]) -> int:
-    """Return how many syncs a process asks for while ``work`` runs.
-
-    :raises NotMeasured: strace is not installed, or may not attach here.
-    """
-    strace = shutil.which("strace")
-    if strace is None:
-        raise NotMeasured("strace is not installed: apt-get install strace")
-    with tempfile.TemporaryDirectory() as directory:
-        output = Path(directory) / "strace"
-        command = (strace, "-f", "-p", str(pid), "-o", str(output), "-e", "trace=fsync,fdatasync")
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as tracer:
-            try:
-                _attached(pid, tracer)
-                work()
-            finally:
-                if tracer.poll() is None:
-                    tracer.send_signal(signal.SIGINT)
-                try:
-                    tracer.wait(_ATTACH_LIMIT)
-                except subprocess.TimeoutExpired:
-                    tracer.kill()
-        # A call that another thread interrupted in the log has a second line, "resumed".
-        return len(re.findall(r"^\d+ +f(?:data)?sync\(", output.read_text(), re.MULTILINE))
-
-
-def _attached(pid: int, tracer: subprocess.Popen[bytes]) -> None:
-    """Wait until every thread of a process is traced."""
-    limit = time.perf_counter() + _ATTACH_LIMIT
-    while time.perf_counter() < limit and tracer.poll() is None:
-        threads = Path(f"/proc/{pid}/task").glob("*/status")
-        if all("TracerPid:\t0\n" not in thread.read_text() for thread in threads):
-            return
-        time.sleep(0.01)
-    raise NotMeasured("strace cannot attach to the server here")

@@ -118,9 +118,9 @@ class Server:
         self._lines.put((time.perf_counter(), ""))
 
 
-def bridge(directory: Path) -> Server:
-    """Return the bridge, on an SQLite log in ``directory``."""
-    return Server("bridge", (*BRIDGE, f"sqlite:{log_file(directory)}"), directory)
+def bridge(directory: Path, prefix: Sequence[str] = ()) -> Server:
+    """Return the bridge, on an SQLite log in ``directory``, its command after ``prefix``."""
+    return Server("bridge", (*prefix, *BRIDGE, f"sqlite:{log_file(directory)}"), directory)
 
 
 def log_file(directory: Path) -> Path:

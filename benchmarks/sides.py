@@ -8,16 +8,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks import servers
 from benchmarks.client import read_back, register
 from benchmarks.contest import Contest, Figure
-from benchmarks.driver import count_syncs, drive, run_json
+from benchmarks.driver import drive, run_json
 from benchmarks.errors import BenchmarkError, NotMeasured
 from benchmarks.load import Result, Spec
+from benchmarks.syncs import count, tracing
 from benchmarks.workloads import BatchSet, Set
 
 __all__ = [
@@ -90,21 +91,6 @@ class Bridge:
         read_back(self.server.port, self._versions, result.values)
         return result
 
-    def syncs(self, number: int) -> float | str:
-        """Return the syncs per set of a short run, or why they cannot be counted."""
-        shape = self._shape.part(0.2)
-        spec = shape.spec(self.server, number)
-        sets = (spec.calls + spec.warmup) * (UPDATES if shape.work == "batch" else 1)
-
-        def work() -> None:
-            self.run(number, shape)
-
-        try:
-            count = count_syncs(self.server.pid, work)
-        except NotMeasured as reason:
-            return str(reason)
-        return count / sets
-
 
 @contextmanager
 def against_bare(directory: Path, shape: Shape, *, latency: bool = False) -> Iterator[Contest]:
@@ -128,7 +114,7 @@ def against_bare(directory: Path, shape: Shape, *, latency: bool = False) -> Ite
             yield Contest(
                 ours=lambda number: figure(ours.run(number)),
                 ruler=ruler,
-                syncs=ours.syncs if shape.work == "set" else None,
+                syncs=(lambda: _syncs(directory, shape)) if shape.work == "set" else None,
             )
 
 
@@ -148,7 +134,11 @@ def against_plain(directory: Path, shape: Shape, *, rows: int) -> Iterator[Conte
         ours = Bridge(server, shape)
         ours.run(0, shape.part(0.3))
         ruler(0)
-        yield Contest(lambda number: _updates(ours.run(number)), ruler, ours.syncs)
+        yield Contest(
+            ours=lambda number: _updates(ours.run(number)),
+            ruler=ruler,
+            syncs=lambda: _syncs(directory, shape),
+        )
 
 
 @contextmanager
@@ -163,7 +153,7 @@ def against_etcd(directory: Path, shape: Shape, puts: Shape) -> Iterator[Contest
             return _figure(result, result.rate)
 
         ruler(0)
-        yield Contest(lambda number: _updates(ours.run(number)), ruler)
+        yield Contest(ours=lambda number: _updates(ours.run(number)), ruler=ruler)
 
 
 @contextmanager
@@ -187,7 +177,7 @@ def starting(directory: Path) -> Iterator[Contest]:
 
     ours(0)
     ruler(0)
-    yield Contest(ours, ruler)
+    yield Contest(ours=ours, ruler=ruler)
 
 
 def _figure(result: Result, value: float, updates: int = 1) -> Figure:
@@ -224,3 +214,25 @@ def _stored(directory: Path) -> int:
             return int(store.execute(_BYTES).fetchone()[0])
     except sqlite3.Error as error:
         raise BenchmarkError(f"the bridge's log cannot be read: {error}") from error
+
+
+def _syncs(directory: Path, shape: Shape) -> float | str:
+    """Return the syncs per set of a short run on a bridge of its own, or why there are none."""
+    with tempfile.TemporaryDirectory(dir=directory) as name, ExitStack() as stack:
+        place = Path(name)
+        output = place / "syncs"
+        try:
+            server = stack.enter_context(servers.bridge(place, tracing(output)))
+        except NotMeasured as reason:
+            return str(reason)
+        except BenchmarkError as error:
+            return f"the bridge cannot be traced here: {error}"
+        short = shape.part(0.2)
+        bridge = Bridge(server, short)
+        since = time.time()
+        bridge.run(0)
+        until = time.time()
+        stack.close()
+        spec = short.spec(server, 0)
+        sets = (spec.calls + spec.warmup) * (UPDATES if shape.work == "batch" else 1)
+        return count(output, since, until) / sets

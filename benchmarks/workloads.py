@@ -78,15 +78,16 @@ class Set(_Variables):
     ) -> tuple[dict[str, int], dict[str, float]]:
         """Each reply is a success; a variable's new versions are the next ones, each once."""
         made: list[tuple[str, int, float]] = []
-        offsets: set[int] = set()
+        offsets: set[tuple[str, int]] = set()  # each session has a log of its own
         for call, reply in enumerate(replies, first):
             response = pb.SetVariableResponse.FromString(reply)
             if not response.success:
                 raise BenchmarkError(f"a set was refused: {response.error_message}")
-            made.append(("/".join(self.pair(call)), response.new_version, _value(call)))
-            offsets.add(response.offset)
+            session, name = self.pair(call)
+            made.append((f"{session}/{name}", response.new_version, _value(call)))
+            offsets.add((session, response.offset))
         if len(offsets) != len(replies):
-            raise BenchmarkError("two sets were answered with the same offset")
+            raise BenchmarkError("two sets of one session were answered with the same offset")
         return _risen(made, versions)
 
 

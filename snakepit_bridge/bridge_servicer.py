@@ -47,21 +47,17 @@ INLINE_WORK = 256
 
 
 class Mutation(NamedTuple):
-    """How one mutating method is read and written; both run on the committer thread."""
+    """One mutating call on its way through the committer, whose thread runs both methods."""
 
     read: Callable[[Call], Any]
     write: Callable[[Outcome], bytes]
-
-
-class _MutationTask(NamedTuple):
-    mutation: Mutation
     call: Call
 
     def command(self) -> Any:  # noqa: ANN401 - any of ``commands``
-        return self.mutation.read(self.call)
+        return self.read(self.call)
 
     def answer(self, outcome: Outcome) -> bytes:
-        return self.mutation.write(outcome)
+        return self.write(outcome)
 
 
 Method = Callable[[Call], Awaitable[bytes]]
@@ -94,11 +90,10 @@ class BridgeServicer:
     def _mutate(
         self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]
     ) -> Method:
-        mutation = Mutation(read, write)
         submit = self._gate.submit
 
         def method(call: Call) -> Awaitable[bytes]:
-            return submit(_MutationTask(mutation, call))
+            return submit(Mutation(read, write, call))
 
         return method
 
@@ -233,8 +228,7 @@ class BridgeServicer:
                 request.expected_version,
             )
 
-        task = _MutationTask(Mutation(read, wire.rolled_back), call)
-        result: bytes = await self._gate.submit(task)
+        result: bytes = await self._gate.submit(Mutation(read, wire.rolled_back, call))
         return result
 
     async def _past_value(self, request: pb.RollbackVariableRequest) -> PastValue:

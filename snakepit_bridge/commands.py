@@ -497,7 +497,7 @@ _DECIDERS: dict[type, Callable[[SessionState, Any], Decision]] = {
 def recall(command: Command, transaction: Transaction) -> Answer:
     """The first answer to ``command``, from the transaction that it became."""
     offset = transaction.last_offset
-    last = transaction.record.events[-1]
+    last = transaction.events[-1]
     body = getattr(last, str(last.WhichOneof("kind")))
     answer = Answer(offset, duplicate=True)
     match command:
@@ -510,10 +510,9 @@ def recall(command: Command, transaction: Transaction) -> Answer:
         case RegisterVariable() | RollbackVariable():
             return answer._replace(variable_id=body.id)
         case SetVariables():
-            events = transaction.record.events
             versions = {
                 key: event.variable_set.version
-                for (key, _), event in zip(command.updates, events, strict=True)
+                for (key, _), event in zip(command.updates, transaction.events, strict=True)
             }
             return answer._replace(versions=versions)
     return answer

@@ -185,20 +185,19 @@ def _numbers(type_name: str, expected: str, data: object, *, only_numbers: bool)
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "fiu":
             raise mismatch(type_name, expected, f"an array of dtype {data.dtype}")
-        array = np.asarray(data)
+        array: NDArray[Any] = np.asarray(data)
     else:
         if not only_numbers:
             data = _plain(type_name, expected, data, "")
         try:
-            array: NDArray[Any] = np.asarray(data)
+            array = np.asarray(data)
             if array.dtype.kind == "O":  # a dict, or integers that no dtype holds
                 array = np.array(_plain(type_name, expected, data, ""), dtype=np.float64)
         except (ValueError, OverflowError):
             given = "one nested unevenly or too deeply, or beyond the range of a float"
             raise mismatch(type_name, expected, given) from None
-    if array.dtype.kind == "i" or (
-        array.dtype.kind == "u" and array.size and int(array.max()) < 2**63
-    ):
+    kind = array.dtype.kind
+    if array.size and (kind == "i" or (kind == "u" and int(array.max()) < 2**63)):
         return array.astype(np.int64, copy=False)
     with np.errstate(over="ignore"):  # of a longdouble: it becomes infinite
         return array.astype(np.float64, copy=False)

@@ -269,7 +269,6 @@ def _described(value: object) -> str:
     kind = type(value).__name__
     if isinstance(value, str):
         return f"{kind} {quote(value)}"
-    if isinstance(value, np.bool_) or _is_number(value):
-        # A long int is not written out; beyond 4,300 digits Python refuses to.
-        return f"{kind} {value}" if isinstance(value, float) or -_SHORT < value < _SHORT else kind
-    return kind
+    if isinstance(value, int) and not -_SHORT < value < _SHORT:
+        return kind  # beyond 4,300 digits Python refuses to write it
+    return f"{kind} {value}" if isinstance(value, np.bool_) or _is_number(value) else kind

@@ -8,8 +8,6 @@ digests before anything is folded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
-
 from google.protobuf.message import DecodeError
 
 from snakepit_bridge.errors import DataLoss, FailedPrecondition
@@ -18,8 +16,8 @@ from snakepit_bridge.events.model import (
     INLINE_LIMIT,
     SCHEMA,
     Draft,
+    Envelope,
     Event,
-    Origin,
     Record,
     StoredRecord,
     Transaction,
@@ -28,86 +26,83 @@ from snakepit_bridge.events.model import (
     make_value,
 )
 
-__all__ = ["Request", "Sealed", "Stamp", "seal", "unseal", "value_digests"]
+__all__ = ["Cause", "seal", "unseal", "value_digests"]
+
+Cause = tuple[Envelope, tuple[str, bytes] | None]
+"""A command's envelope and, if its request is to be remembered, method and digest."""
 
 LargeValues = Callable[[Sequence[bytes]], Mapping[bytes, Value]]
 
 
-class Request(NamedTuple):
-    """The identity of an idempotent request; see ``Request`` in ``event_log.proto``."""
+def seal(
+    draft: Draft, head: int, digest: bytes, time: int, clock: int, instance: str, cause: Cause
+) -> tuple[StoredRecord, Transaction]:
+    """Write ``draft`` as the record that follows.
 
-    id: str
-    method: str
-    digest: bytes
-
-
-class Stamp(NamedTuple):
-    """When, by whom and why: what the events of a command share."""
-
-    clock_unix_nanos: int
-    instance: str
-    origin: Origin
-    metadata: Mapping[str, str]
-    request: Request | None
-
-
-def seal(draft: Draft, stamp: Stamp, head: int, digest: bytes, time: int) -> Sealed:
-    """Write ``draft`` as the record after ``head`` (its offset, digest and time)."""
+    :param head: offset of the last event before; ``digest`` and ``time`` are of its record.
+    :param clock: the wall clock, in Unix nanoseconds.
+    :param instance: this start of this bridge.
+    :param cause: the command that the draft came from.
+    """
+    events, values, key = draft
+    envelope, request = cause
     record = Record()
     record.schema = SCHEMA
     record.first_offset = head + 1
-    clock = stamp.clock_unix_nanos
     if clock >= time:
         record.time_unix_nanos = clock
     else:
         record.time_unix_nanos = time
         record.clock_unix_nanos = clock
-    record.instance = stamp.instance
-    source, correlation_id, traceparent, tracestate = stamp.origin
+    record.instance = instance
+    source, correlation_id, traceparent, tracestate = envelope.origin
     record.source = source
     if correlation_id:
         record.correlation_id = correlation_id
     if traceparent:
         record.traceparent = traceparent
         record.tracestate = tracestate
-    if stamp.metadata:
-        record.metadata.update(stamp.metadata)
-    request = stamp.request
+    if envelope.metadata:
+        record.metadata.update(envelope.metadata)
     if request is not None:
         field = record.request
-        field.id, field.method, field.digest = request
-        if draft.request_key:
-            field.key = draft.request_key
-    record.events.extend(draft.events)
+        field.id = envelope.request_id
+        field.method, field.digest = request
+        if key:
+            field.key = key
+    record.events.extend(events)
     header = record.SerializeToString()
-    values, large = _pack(draft.values)
+    packed, large = _pack(values)
     digest = chain(digest, header)
-    count = len(draft.events)
-    return Sealed(
-        StoredRecord(head + 1, count, header, values, digest, large),
-        Transaction(record, draft.values, head + count, digest),
+    count = len(events)
+    return (
+        StoredRecord(head + 1, count, header, packed, digest, large),
+        Transaction(record, events, values, head + count, digest),
     )
 
 
-class Sealed(NamedTuple):
-    stored: StoredRecord
-    transaction: Transaction
-
-
 def _pack(values: tuple[Value, ...]) -> tuple[bytes, tuple[Value, ...]]:
+    """The ``Values`` of a record, and those of its values that are too large for it."""
     if not values:
         return b"", ()
     packed = Values()
+    anys, binaries, _ = zip(*values, strict=True)
     large: tuple[Value, ...] = ()
-    for value in values:
-        if len(value.any) + len(value.binary) > INLINE_LIMIT:
-            large += (value,)
-            packed.any.append(b"")
-        else:
-            packed.any.append(value.any)
-    if any(value.binary for value in values):
-        packed.binary.extend(b"" if value in large else value.binary for value in values)
+    if max(map(len, anys)) + max(map(len, binaries)) > INLINE_LIMIT:
+        large = tuple(value for value in values if _size(value) > INLINE_LIMIT)
+        values = tuple(_EMPTY if _size(value) > INLINE_LIMIT else value for value in values)
+        anys, binaries, _ = zip(*values, strict=True)
+    packed.any.extend(anys)
+    if any(binaries):
+        packed.binary.extend(binaries)
     return packed.SerializeToString(), large
+
+
+_EMPTY = Value(b"", b"", b"")
+
+
+def _size(value: Value) -> int:
+    return len(value.any) + len(value.binary)
 
 
 def unseal(stored: StoredRecord, previous: bytes, large: LargeValues) -> Transaction:
@@ -134,7 +129,7 @@ def unseal(stored: StoredRecord, previous: bytes, large: LargeValues) -> Transac
     if record.first_offset != stored.first_offset or len(record.events) != stored.events:
         raise _damaged(stored, "its offsets differ from those it is stored under")
     values = _unpack(stored, record, packed, large)
-    return Transaction(record, values, stored.last_offset, stored.digest)
+    return Transaction(record, tuple(record.events), values, stored.last_offset, stored.digest)
 
 
 def _unpack(

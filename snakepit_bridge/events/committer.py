@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from snakepit_bridge.errors import BridgeError, InternalError, OutcomeUnknown, Unavailable
-from snakepit_bridge.events.codec import Request, Stamp, seal
+from snakepit_bridge.events.codec import seal
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
 from snakepit_bridge.events.model import (
     Answer,
@@ -92,14 +92,12 @@ class LoadedLog:
         self.lock = threading.Lock()
 
 
-class _Pending(NamedTuple):
-    """A command that was accepted and waits for its commit."""
+class _Duplicate(NamedTuple):
+    """A command that was accepted before; its answer waits to be read from the log."""
 
-    outcome: Outcome
-    recall: tuple[Any, LogId, int] | None
-    """Command, log and first offset, when the answer is to be read from the log."""
-    records: tuple[int, int]
-    """Which of the batch's records are its own (from, to)."""
+    command: Command
+    log: LogId
+    first_offset: int
 
 
 class Committer:
@@ -209,6 +207,7 @@ class Committer:
             except Exception:
                 logger.exception("a command could not be decided")
                 results.append(InternalError("the bridge failed to decide this; see its log"))
+            batch.ends.append(len(batch.records))
         if batch.records:
             try:
                 self.engine.append(batch.records)
@@ -216,48 +215,47 @@ class Committer:
                 self._after_failure(error, batch, results)
             else:
                 self._publish(batch)
-        for index, pending in enumerate(results):
-            if type(pending) is _Pending:
-                results[index] = self._answer(tasks[index], pending)
-        return results
+        return [
+            result if isinstance(result, BridgeError) else self._answer(task, result)
+            for task, result in zip(tasks, results, strict=True)
+        ]
 
-    def _accept(self, command: Command, batch: _Batch, clock: int) -> _Pending:
+    def _accept(self, command: Command, batch: _Batch, clock: int) -> Outcome | _Duplicate:
         envelope = command.envelope
         session_id = envelope.session_id
         log = self._working.get(session_id) or self._load(session_id)
         state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
         drafts, answer, starts, request = self._decide(state, epoch, command)
-        first = len(batch.records)
         if drafts:
             if starts or log is None:
                 log = LoadedLog(LogId(session_id, self._epochs()))
                 self._working[session_id] = log
                 state, epoch = log.working, log.id.epoch
-            stamp = Stamp(
-                clock,
-                self.instance,
-                envelope.origin,
-                envelope.metadata,
-                Request(envelope.request_id, *request) if request else None,
-            )
-            touched = batch.touched.get(session_id)
-            if touched is None or touched[0] is not log:
-                touched = batch.touched[session_id] = (log, [])
+            log_id = log.id
+            touched = batch.touched.get(log_id)
+            if touched is None:
+                touched = batch.touched[log_id] = (log, [])
+            cause = (envelope, request)
             for draft in drafts:
                 stored, transaction = seal(
-                    draft, stamp, state.head, state.digest, state.time_unix_nanos
+                    draft,
+                    state.head,
+                    state.digest,
+                    state.time_unix_nanos,
+                    clock,
+                    self.instance,
+                    cause,
                 )
                 touched[1].extend(apply(state, transaction))
-                batch.records.append((log.id, stored))
-        records = (first, len(batch.records))
+                batch.records.append((log_id, stored))
         if type(answer) is Recall:
-            log_id = LogId(session_id, epoch)
-            return _Pending(
-                Outcome(Answer(0), epoch), (command, log_id, answer.first_offset), records
-            )
-        variable = state.variables.get(answer.variable_id) if answer.variable_id else None
-        variables = tuple(state.variables.values()) if answer.show_state else ()
-        return _Pending(Outcome(answer, epoch, variable, variables), None, records)
+            return _Duplicate(command, LogId(session_id, epoch), answer.first_offset)
+        return Outcome(
+            answer,
+            epoch,
+            state.variables.get(answer.variable_id) if answer.variable_id else None,
+            tuple(state.variables.values()) if answer.show_state else (),
+        )
 
     def _load(self, session_id: str) -> LoadedLog | None:
         head = self.engine.latest(session_id)
@@ -277,40 +275,37 @@ class Committer:
         return log
 
     def _publish(self, batch: _Batch) -> None:
-        for session_id, (log, touched) in batch.touched.items():
+        for log, touched in batch.touched.values():
             with log.lock:
                 log.committed.adopt(log.working, touched)
-            self._loaded[session_id] = log
+            self._loaded[log.id.session_id] = log
 
-    def _answer(self, task: Task, pending: _Pending) -> Any:  # noqa: ANN401 - as the task says
-        outcome, recalled, _ = pending
+    def _answer(self, task: Task, result: Outcome | _Duplicate) -> Any:  # noqa: ANN401
         try:
-            if recalled is not None:
-                outcome = self._remembered(outcome, *recalled)
-            return task.answer(outcome)
+            if type(result) is _Duplicate:
+                result = self._remembered(*result)
+            return task.answer(result)
         except BridgeError as error:
             return error
         except Exception:
             logger.exception("an answer could not be made")
             return InternalError("the change was made, but its answer failed; see the log")
 
-    def _remembered(
-        self, outcome: Outcome, command: Command, log: LogId, first_offset: int
-    ) -> Outcome:
+    def _remembered(self, command: Command, log: LogId, first_offset: int) -> Outcome:
         """Answer a duplicate as the first time, from the record it became then."""
         transaction = transaction_at(self.engine, log, first_offset)
         answer = self._recall(command, transaction)
         current = self._working[log.session_id].working
-        scratch = SessionState()
-        known = current.variables.get(answer.variable_id)
-        if known is not None:
-            scratch.variables[known.definition.id] = known
         variable = None
         if answer.variable_id:
+            scratch = SessionState()
+            known = current.variables.get(answer.variable_id)
+            if known is not None:
+                scratch.variables[answer.variable_id] = known
             apply(scratch, transaction)
             variable = scratch.variables.get(answer.variable_id)
         variables = tuple(current.variables.values()) if answer.show_state else ()
-        return Outcome(answer, outcome.log_epoch, variable, variables)
+        return Outcome(answer, log.epoch, variable, variables)
 
     def _settle(self) -> None:
         """Bring the engine back; until this succeeds nothing is decided.
@@ -329,13 +324,14 @@ class Committer:
         if isinstance(error, Conflict):
             error = AppendError(Unavailable(f"another writer was first ({error}): retry"))
         self._broken = error
-        for session_id in batch.touched:
+        sessions = {log.session_id for log in batch.touched}
+        for session_id in sessions:
             # The working states are ahead of what may be stored: read them anew.
             self._working.pop(session_id, None)
         try:
             self._settle()
             stored = [self._is_stored(log, record) for log, record in batch.records]
-            for session_id in batch.touched:
+            for session_id in sessions:
                 if self._load(session_id) is None:
                     self._loaded.pop(session_id, None)
         except (AppendError, BridgeError) as again:
@@ -344,11 +340,12 @@ class Committer:
             self._working.clear()
             results[:] = [OutcomeUnknown(_UNKNOWN) for _ in results]
             return
-        for index, pending in enumerate(results):
-            start, end = pending.records if type(pending) is _Pending else (0, 0)
-            kept = stored[start:end] if start < end else stored
-            if not all(kept):
+        start = 0
+        for index, end in enumerate(batch.ends):
+            # A command without events of its own was decided on those of the others.
+            if not all(stored[start:end] or stored):
                 results[index] = error.answer
+            start = end
 
     def _is_stored(self, log: LogId, record: StoredRecord) -> bool:
         found = self.engine.record_at(log, record.first_offset)
@@ -358,12 +355,14 @@ class Committer:
 class _Batch:
     """What one commit has gathered."""
 
-    __slots__ = ("records", "touched")
+    __slots__ = ("ends", "records", "touched")
 
     def __init__(self) -> None:
         self.records: list[tuple[LogId, StoredRecord]] = []
-        self.touched: dict[str, tuple[LoadedLog, list[str]]] = {}
-        """Session id to its log and the variables changed in it."""
+        self.ends: list[int] = []
+        """For each task, how many records there were after it."""
+        self.touched: dict[LogId, tuple[LoadedLog, list[str]]] = {}
+        """Logs that changed, with the ids of the variables that did."""
 
 
 _NO_STATE = SessionState()

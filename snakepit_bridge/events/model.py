@@ -6,7 +6,7 @@ stored and never encoded again. What stands here is what surrounds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -177,6 +177,8 @@ class Transaction(NamedTuple):
     """A record, parsed: what the projection folds and a watcher is shown."""
 
     record: Record
+    events: Sequence[Event]
+    """Those of the record."""
     values: tuple[Value, ...]
     last_offset: int
     digest: bytes

@@ -13,22 +13,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snakepit_bridge.errors import FailedPrecondition
-from snakepit_bridge.events.model import (
-    GENESIS,
-    Event,
-    Record,
-    Remembered,
-    Transaction,
-    Value,
+from snakepit_bridge.event_log_pb2 import (
+    SessionEnded,
+    SessionStarted,
+    VariableDeleted,
+    VariableRegistered,
+    VariableSet,
 )
+from snakepit_bridge.events.model import GENESIS, Remembered, Transaction, Value
 
 __all__ = ["REMEMBERED_REQUESTS", "Definition", "SessionState", "VariableState", "apply"]
 
 REMEMBERED_REQUESTS = 65_536
 """How many accepted request ids a log remembers; the oldest are forgotten first."""
+
+
+_Values = Iterator[Value]
 
 
 class Definition(NamedTuple):
@@ -131,16 +134,18 @@ class SessionState:
                     del self.names[gone.definition.name]
 
 
-def apply(state: SessionState, transaction: Transaction) -> Iterator[str]:
+def apply(state: SessionState, transaction: Transaction) -> list[str]:
     """Fold one transaction into ``state``; gives the ids of the variables it touched.
 
     :raises FailedPrecondition: an event of a kind that this release does not know.
     """
-    record = transaction.record
+    record, events, values, last_offset, digest = transaction
+    time = record.time_unix_nanos
+    facts = _Facts(time, record.source, dict(record.metadata) if record.metadata else {})
     offset = record.first_offset
-    values = iter(transaction.values)
+    following = iter(values)
     touched = []
-    for event in record.events:
+    for event in events:
         kind = event.WhichOneof("kind")
         change = _CHANGES.get(kind)
         if change is None:
@@ -148,19 +153,28 @@ def apply(state: SessionState, transaction: Transaction) -> Iterator[str]:
                 f"offset {offset} holds an event of a kind this release does not know "
                 f"({kind or 'unnamed'}): start a newer snakepit_bridge"
             )
-        id_ = change(state, record, event, offset, values)
+        id_ = change(state, getattr(event, kind), offset, facts, following)
         if id_:
             touched.append(id_)
         offset += 1
     if record.HasField("request"):
-        _remember(state, record)
-    state.head = transaction.last_offset
-    state.digest = transaction.digest
-    state.time_unix_nanos = record.time_unix_nanos
-    return iter(touched)
+        _remember(state, transaction)
+    state.head = last_offset
+    state.digest = digest
+    state.time_unix_nanos = time
+    return touched
 
 
-def _remember(state: SessionState, record: Record) -> None:
+class _Facts(NamedTuple):
+    """What the events of a record share."""
+
+    time_unix_nanos: int
+    source: str
+    metadata: dict[str, str]
+
+
+def _remember(state: SessionState, transaction: Transaction) -> None:
+    record = transaction.record
     request = record.request
     known = Remembered(request.method, request.digest, record.first_offset)
     requests = state.requests
@@ -168,47 +182,36 @@ def _remember(state: SessionState, record: Record) -> None:
         # Beside its keys the batch is remembered as a whole, so that its id is not taken
         # for another request.
         requests.setdefault((request.id, ""), known)
-        known = known._replace(version=record.events[-1].variable_set.version)
+        known = known._replace(version=transaction.events[-1].variable_set.version)
     requests[request.id, request.key] = known
     while len(requests) > REMEMBERED_REQUESTS:
         requests.popitem(last=False)
 
 
 def _session_started(
-    state: SessionState, record: Record, event: Event, _offset: int, _values: Iterator[Value]
+    state: SessionState, body: SessionStarted, _offset: int, facts: _Facts, _values: _Values
 ) -> str:
-    started = event.session_started
-    state.created_unix_nanos = record.time_unix_nanos
-    state.metadata = dict(started.metadata)
-    state.config = (
-        started.enable_caching,
-        started.cache_ttl_seconds,
-        started.enable_telemetry,
-    )
+    state.created_unix_nanos = facts.time_unix_nanos
+    state.metadata = dict(body.metadata)
+    state.config = (body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry)
     return ""
 
 
 def _session_ended(
-    state: SessionState, _record: Record, event: Event, _offset: int, _values: Iterator[Value]
+    state: SessionState, body: SessionEnded, _offset: int, _facts: _Facts, _values: _Values
 ) -> str:
-    state.ended = event.session_ended.reason
+    state.ended = body.reason
     return ""
 
 
 def _variable_registered(
-    state: SessionState, record: Record, event: Event, offset: int, values: Iterator[Value]
+    state: SessionState, body: VariableRegistered, offset: int, facts: _Facts, values: _Values
 ) -> str:
-    body = event.variable_registered
     id_, name = body.id, body.name
-    metadata = dict(record.metadata)
+    time, source, metadata = facts
+    definition = Definition(id_, name, body.type, body.constraints_json, offset)
     state.variables[id_] = VariableState(
-        Definition(id_, name, body.type, body.constraints_json, offset),
-        next(values),
-        1,
-        offset,
-        record.time_unix_nanos,
-        record.source,
-        metadata,
+        definition, next(values), 1, offset, time, source, metadata
     )
     state.names[name] = id_
     state.used_names.add(name)
@@ -216,37 +219,30 @@ def _variable_registered(
 
 
 def _variable_set(
-    state: SessionState, record: Record, event: Event, offset: int, values: Iterator[Value]
+    state: SessionState, body: VariableSet, offset: int, facts: _Facts, values: _Values
 ) -> str:
-    body = event.variable_set
     id_ = body.id
-    old = state.variables[id_]
+    variables = state.variables
+    old = variables[id_]
+    time, source, changes = facts
     value = next(values)
     next(values)  # the previous one
     metadata = old.metadata
-    changes = record.metadata
     if changes:
         metadata = {**metadata, **changes}
-    source = record.source
-    if metadata.get("source", source) != source:
+    if metadata and metadata.get("source", source) != source:
         # The last change did not name a source; the metadata must not keep another's.
         metadata = {**metadata, "source": source}
-    state.variables[id_] = VariableState(
-        old.definition,
-        value,
-        body.version,
-        offset,
-        record.time_unix_nanos,
-        source,
-        metadata,
+    variables[id_] = VariableState(
+        old.definition, value, body.version, offset, time, source, metadata
     )
     return id_
 
 
 def _variable_deleted(
-    state: SessionState, _record: Record, event: Event, offset: int, values: Iterator[Value]
+    state: SessionState, body: VariableDeleted, offset: int, _facts: _Facts, values: _Values
 ) -> str:
-    id_ = event.variable_deleted.id
+    id_ = body.id
     next(values)
     name = state.variables.pop(id_).definition.name
     del state.names[name]
@@ -254,7 +250,9 @@ def _variable_deleted(
     return id_
 
 
-_CHANGES: dict[str | None, Callable[[SessionState, Record, Event, int, Iterator[Value]], str]] = {
+_Change = Callable[[SessionState, Any, int, _Facts, _Values], str]
+
+_CHANGES: dict[str | None, _Change] = {
     "session_started": _session_started,
     "session_ended": _session_ended,
     "variable_registered": _variable_registered,

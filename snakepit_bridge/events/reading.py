@@ -86,7 +86,7 @@ def versions(engine: EventLog, log: LogId, offset: int) -> Iterator[PastVersion]
 
 def _event_at(transaction: Transaction, offset: int) -> tuple[Event, tuple[Value, ...]]:
     index = offset - transaction.record.first_offset
-    events = transaction.record.events
+    events = transaction.events
     start = sum(1 for event in events[:index] for _ in value_digests(event))
     count = sum(1 for _ in value_digests(events[index]))
     return events[index], transaction.values[start : start + count]
