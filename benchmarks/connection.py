@@ -14,10 +14,20 @@ from time import perf_counter_ns
 
 from benchmarks import http2
 from benchmarks.errors import BenchmarkError
+from benchmarks.http2 import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PADDED,
+    PRIORITY,
+    WINDOW_UPDATE,
+)
 
 __all__ = ["Book", "Connection"]
 
 _RECEIVE = 1 << 18
+_FORM = END_HEADERS | PADDED | PRIORITY
 _STREAM_ID = [struct.pack(">I", stream) for stream in range(1, 4096, 2)]
 _pack_stream_id = struct.Struct(">I").pack
 
@@ -109,15 +119,15 @@ class Connection:
             if position > end:
                 position = start - 9
                 break
-            if kind == 0 and not flags & 0x8:
+            if kind == DATA and not flags & PADDED:
                 self._consumed += position - start
                 replies[calls[stream >> 1]] += buffer[start:position]
-            elif kind == 1 and flags & 0x2C == 0x4:
-                if not flags & 0x1:
+            elif kind == HEADERS and flags & _FORM == END_HEADERS:
+                if not flags & END_STREAM:
                     book.openings.add(buffer[start:position])
                     continue
                 book.trailers[calls[stream >> 1]] = buffer[start:position]
-            elif kind == 8:
+            elif kind == WINDOW_UPDATE:
                 # One comes with nearly every reply, as the server has read its request.
                 if not stream:
                     self._window += int.from_bytes(buffer[start:position])
@@ -125,7 +135,7 @@ class Connection:
             else:
                 self._other(kind, flags, stream, buffer[start:position], out)
                 continue
-            if flags & 0x1:
+            if flags & END_STREAM:
                 book.done_at[calls[stream >> 1]] = now
                 done += 1
         self._left = buffer[position:]
@@ -201,5 +211,5 @@ class Connection:
         elif kind == http2.GOAWAY:
             words = payload[8:].decode(errors="replace")
             raise BenchmarkError(f"the server said goodbye (GOAWAY {payload[4:8].hex()} {words})")
-        elif kind in {http2.DATA, http2.HEADERS, 9}:
+        elif kind in {DATA, HEADERS, http2.CONTINUATION}:
             raise BenchmarkError("the server sent padded or continued frames, which are not read")

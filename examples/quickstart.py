@@ -1,9 +1,9 @@
 """A tour of a running bridge in Python, with nothing but the generated stubs.
 
-    make run                               # in one terminal
-    python examples/quickstart.py          # in another
-    # now stop the bridge with Ctrl-C (or kill -9 it), start it again, and
-    python examples/quickstart.py --check  # all of it is still there
+make run                               # in one terminal
+python examples/quickstart.py          # in another
+# now stop the bridge with Ctrl-C (or kill -9 it), start it again, and
+python examples/quickstart.py --check  # all of it is still there
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(
 ) -> None:
     """Register, set, batch, look back, roll back; with --check see that it all survived."""
     with grpc.insecure_channel(target) as channel:
-        bridge: Any = stubs.BridgeServiceStub(channel)  # type: ignore[no-untyped-call]
+        bridge: Any = stubs.BridgeServiceStub(channel)
         try:
             bridge.Ping(pb.PingRequest(message="quickstart"), timeout=5)
         except grpc.RpcError as error:
@@ -114,11 +114,15 @@ def tour(bridge: Any) -> None:
             request_id=f"batch-{started.log_epoch}",
         )
     )
-    console.print(f"One transaction of {len(batch.new_versions)} changes, up to offset {batch.offset}")
+    console.print(
+        f"One transaction of {len(batch.new_versions)} changes, up to offset {batch.offset}"
+    )
     set_variable(bridge, "temperature", "float", 1.9)
     back = bridge.RollbackVariable(
         pb.RollbackVariableRequest(
-            session_id=SESSION, variable_identifier="temperature", target_version=1,
+            session_id=SESSION,
+            variable_identifier="temperature",
+            target_version=1,
             metadata=SOURCE,
         )
     )
@@ -181,7 +185,11 @@ def history(bridge: Any) -> None:
     for entry in entries:
         note = f"rolled back to version {entry.rolled_back_to}" if entry.rolled_back_to else ""
         table.add_row(
-            str(entry.version), entry.value.value.decode(), entry.changed_by, str(entry.offset), note
+            str(entry.version),
+            entry.value.value.decode(),
+            entry.changed_by,
+            str(entry.offset),
+            note,
         )
     console.print(table)
 

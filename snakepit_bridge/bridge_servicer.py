@@ -14,14 +14,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from snakepit_bridge import bridge_service_pb2 as pb
-from snakepit_bridge import wire, wire_views_pb2 as views
+from snakepit_bridge import wire
+from snakepit_bridge import wire_views_pb2 as views
 from snakepit_bridge.commands import PastValue, RollbackVariable
 from snakepit_bridge.errors import (
     BridgeError,
     EpochMismatch,
+    FailedPrecondition,
     InvalidRequest,
     OffsetOutOfRange,
     ResourceExhausted,
+    SessionNotFound,
     quote,
 )
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
@@ -35,7 +38,6 @@ from snakepit_bridge.sessions import (
     head_and,
     name_filter,
     newest_event,
-    no_session,
     past_value,
 )
 from snakepit_bridge.wire import Call
@@ -87,9 +89,7 @@ class BridgeServicer:
             "RollbackVariable": self.rollback_variable,
         }
 
-    def _mutate(
-        self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]
-    ) -> Method:
+    def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Method:
         submit = self._gate.submit
 
         def method(call: Call) -> Awaitable[bytes]:
@@ -234,7 +234,7 @@ class BridgeServicer:
     async def _past_value(self, request: pb.RollbackVariableRequest) -> PastValue:
         log = await self._log(request.session_id)
         if log is None or not log.committed.live:
-            raise no_session(request.session_id)
+            raise SessionNotFound(request.session_id)
         return await asyncio.to_thread(
             past_value,
             self._committer.engine,
@@ -283,20 +283,15 @@ class BridgeServicer:
         session_id, epoch = request.session_id, request.log_epoch
         log = await self._log(session_id)
         if log is None:
-            raise no_session(session_id)
+            raise SessionNotFound(session_id)
         if request.min_offset > log.committed.head:
             # What is queued may reach it; one process owns the log, so nothing else can.
             await self._gate.submit(LoadTask(session_id))
             log = self._committer.loaded(session_id) or log
         if epoch and epoch != log.id.epoch:
-            raise EpochMismatch(
-                f"session {quote(session_id)} has begun anew: its log is now {log.id.epoch}, "
-                f"not {quote(epoch)}",
-                field="log_epoch",
-                log_epoch=log.id.epoch,
-            )
+            raise EpochMismatch(session_id, epoch, log.id.epoch)
         if log.committed.ended:
-            raise no_session(session_id)
+            raise SessionNotFound(session_id)
         head = log.committed.head
         if request.min_offset > head:
             raise OffsetOutOfRange(
@@ -338,7 +333,7 @@ _TOKEN = re.compile(r"([0-9a-f]{1,32}):([0-9]{1,19}):([0-9]{1,10})")
 def _check_token(request: Any, log: LoadedLog) -> None:  # noqa: ANN401 - as above
     epoch = request.page_token.partition(":")[0]
     if epoch and epoch != log.id.epoch:
-        raise EpochMismatch(
+        raise FailedPrecondition(
             f"the pages were begun on log {quote(epoch)}, which is now {log.id.epoch}: "
             "begin again without page_token",
             field="page_token",

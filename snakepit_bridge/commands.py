@@ -24,6 +24,7 @@ from snakepit_bridge.errors import (
     AlreadyExists,
     BridgeError,
     EpochMismatch,
+    FailedPrecondition,
     InvalidRequest,
     InvalidValue,
     RequestIdReused,
@@ -46,7 +47,7 @@ from snakepit_bridge.events.model import (
 )
 from snakepit_bridge.events.projection import SessionState, VariableState
 from snakepit_bridge.type_serialization import accept, check_type, encode
-from snakepit_bridge.variables import parse_constraints
+from snakepit_bridge.variables import Constraints, parse_constraints
 
 __all__ = [
     "CleanupSession",
@@ -206,19 +207,21 @@ def decide(state: SessionState, epoch: str, command: Command) -> Decision:
     :param epoch: of that log; empty when there is none.
     :raises BridgeError: the command is refused; nothing is to be changed.
     """
-    kind = type(command)
     envelope = command.envelope
-    if envelope.log_epoch and envelope.log_epoch != epoch and kind is not LoadSession:
+    if envelope.log_epoch and envelope.log_epoch != epoch:
         _refuse_epoch(state, epoch, command)
-    live = state.head > 0 and not state.ended
     if envelope.request_id:
-        return _decide_once(state, live, epoch, command)
-    if not live:
+        return _decide_once(state, command)
+    return _decide(state, command)
+
+
+def _decide(state: SessionState, command: Command) -> Decision:
+    if not state.head or state.ended:
         return _decide_unborn(state, command)
-    return _DECIDERS[kind](state, command)
+    return _DECIDERS[type(command)](state, command)
 
 
-def _decide_once(state: SessionState, live: bool, epoch: str, command: Command) -> Decision:
+def _decide_once(state: SessionState, command: Command) -> Decision:
     request_id = command.envelope.request_id
     if len(request_id.encode()) > MAX_NAME_BYTES:
         raise InvalidRequest(
@@ -236,10 +239,7 @@ def _decide_once(state: SessionState, live: bool, epoch: str, command: Command) 
             )
         if not (isinstance(command, SetVariables) and not command.atomic):
             return Decision((), Recall(known.first_offset))
-    decision = (
-        _DECIDERS[type(command)](state, command) if live else _decide_unborn(state, command)
-    )
-    return decision._replace(request=(method, digest))
+    return _decide(state, command)._replace(request=(method, digest))
 
 
 def _decide_unborn(state: SessionState, command: Command) -> Decision:
@@ -250,11 +250,11 @@ def _decide_unborn(state: SessionState, command: Command) -> Decision:
     if isinstance(command, CleanupSession):
         return Decision((), Answer(0))
     if not isinstance(command, InitializeSession | RegisterVariable):
-        raise _no_session(session_id)
+        raise SessionNotFound(session_id)
     if command.envelope.log_epoch:
-        raise EpochMismatch(
+        raise FailedPrecondition(
             f"the log {quote(command.envelope.log_epoch)} of session {quote(session_id)} has "
-            "ended or is not kept: leave log_epoch empty to begin a new one",
+            "ended: leave log_epoch empty to begin a new one",
             field="log_epoch",
         )
     _check_name("session_id", session_id)
@@ -273,12 +273,7 @@ def _refuse_epoch(state: SessionState, epoch: str, command: Command) -> None:
     envelope = command.envelope
     if not state.head and not isinstance(command, InitializeSession | RegisterVariable):
         return  # there is no session at all, which is the better answer
-    raise EpochMismatch(
-        f"session {quote(envelope.session_id)} has begun anew: its log is now "
-        f"{epoch or 'none'}, not {quote(envelope.log_epoch)}",
-        field="log_epoch",
-        log_epoch=epoch,
-    )
+    raise EpochMismatch(envelope.session_id, envelope.log_epoch, epoch)
 
 
 def _initialize(state: SessionState, _command: InitializeSession) -> Decision:
@@ -348,7 +343,7 @@ def _set(state: SessionState, command: SetVariable) -> Decision:
 def _set_event(
     variable: VariableState, incoming: Incoming, expected_version: int
 ) -> tuple[Event, Value]:
-    definition, previous, version, offset = variable[:4]
+    definition, version = variable.definition, variable.version
     if expected_version and expected_version != version:
         _refuse_version(variable, expected_version)
     if definition.constraints_json:
@@ -540,13 +535,13 @@ def _plain(field: object) -> object:
 def _find(state: SessionState, identifier: str) -> VariableState:
     variable = state.variables.get(state.names.get(identifier, identifier))
     if variable is None:
-        raise VariableNotFound(
-            f"variable {quote(identifier)} not found", variable=identifier[:MAX_NAME_BYTES]
-        )
+        raise VariableNotFound(identifier)
     return variable
 
 
-def _checked(name: str, type_name: str, constraints: Any, incoming: Incoming) -> Value:
+def _checked(
+    name: str, type_name: str, constraints: Constraints | None, incoming: Incoming
+) -> Value:
     try:
         python, value = incoming.accept(type_name)
         if constraints:
@@ -562,8 +557,7 @@ def _refuse_version(variable: VariableState, expected: int) -> None:
     name = variable.definition.name
     if expected < 0:
         raise InvalidRequest(
-            f"expected_version {expected} is negative: give the version you read, or 0 "
-            "for any",
+            f"expected_version {expected} is negative: give the version you read, or 0 for any",
             field="expected_version",
         )
     raise VersionConflict(
@@ -579,13 +573,4 @@ def _check_name(field: str, name: str) -> None:
             f"{field} {quote(name)} must have 1 to {MAX_NAME_BYTES} bytes", field=field
         )
     if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
-        raise InvalidRequest(
-            f"{field} {quote(name)} contains a control character", field=field
-        )
-
-
-def _no_session(session_id: str) -> SessionNotFound:
-    return SessionNotFound(
-        f"session {quote(session_id)} not found: initialise it first",
-        session=session_id[:MAX_NAME_BYTES],
-    )
+        raise InvalidRequest(f"{field} {quote(name)} contains a control character", field=field)

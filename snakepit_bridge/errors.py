@@ -18,7 +18,7 @@
     ├── OffsetOutOfRange             OUT_OF_RANGE         offset cut away or in the future
     ├── ResourceExhausted            RESOURCE_EXHAUSTED   a limit, or the disk is full
     ├── Unavailable                  UNAVAILABLE          engine gone, draining
-    │   └── OutcomeUnknown           UNAVAILABLE          an append whose fate could not be read back
+    │   └── OutcomeUnknown           UNAVAILABLE          an append whose fate cannot be read
     ├── Unimplemented                UNIMPLEMENTED        a method that this release does not serve
     ├── DataLoss                     DATA_LOSS            a stored record is damaged
     └── InternalError                INTERNAL             a defect of ours
@@ -109,9 +109,15 @@ class NotFound(BridgeError):
 class SessionNotFound(NotFound):
     reason = "SESSION_NOT_FOUND"
 
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"session {quote(session_id)} not found: initialise it first")
+
 
 class VariableNotFound(NotFound):
     reason = "VARIABLE_NOT_FOUND"
+
+    def __init__(self, identifier: str) -> None:
+        super().__init__(f"variable {quote(identifier)} not found")
 
 
 class VersionNotFound(NotFound):
@@ -134,7 +140,20 @@ class FailedPrecondition(BridgeError):
 
 
 class EpochMismatch(FailedPrecondition):
+    """The client means another log than the session's newest.
+
+    :param current: its epoch; empty when no log is kept.
+    """
+
     reason = "LOG_EPOCH_MISMATCH"
+
+    def __init__(self, session_id: str, given: str, current: str) -> None:
+        super().__init__(
+            f"log_epoch {quote(given)} is not that of session {quote(session_id)}, "
+            + (f"which has begun anew as {current}" if current else "of which no log is kept"),
+            field="log_epoch",
+            log_epoch=current,
+        )
 
 
 class OffsetOutOfRange(BridgeError):

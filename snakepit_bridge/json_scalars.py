@@ -104,7 +104,7 @@ def read_integer(text: bytes) -> tuple[int, bytes]:
     if type(number) is float:
         if (exact := _exact_integer(text)) is not None:
             return exact, text
-        if number.is_integer() and (exact := _without_fraction(text)) is not None:
+        if (exact := _without_fraction(text)) is not None:
             return exact, str(exact).encode()
     raise _wrong("integer", INTEGER, text)
 

@@ -91,9 +91,7 @@ async def fail(context: Context, error: BridgeError) -> None:
     if error.field:
         violation = BadRequest.FieldViolation(field=error.field, description=message)
         _add(status, BadRequest(field_violations=[violation]))
-    await context.abort(
-        code, message, (("grpc-status-details-bin", status.SerializeToString()),)
-    )
+    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
 def _add(status: Status, detail: ErrorInfo | BadRequest) -> None:

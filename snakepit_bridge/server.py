@@ -158,9 +158,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _add_services(
-    server: grpc.aio.Server, servicer: BridgeServicer
-) -> health.aio.HealthServicer:
+def _add_services(server: grpc.aio.Server, servicer: BridgeServicer) -> health.aio.HealthServicer:
     from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - 30 ms of start-up
 
     server.add_generic_rpc_handlers((handlers(servicer.methods),))

@@ -30,7 +30,7 @@ from snakepit_bridge.commands import (
     decide,
     recall,
 )
-from snakepit_bridge.errors import BridgeError, InvalidRequest
+from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
@@ -40,11 +40,9 @@ from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.sessions import (
     LoadTask,
-    find,
     head_and,
     name_filter,
     newest_event,
-    no_session,
     past_value,
 )
 from snakepit_bridge.type_serialization import to_python
@@ -205,8 +203,10 @@ class SessionContext:
         return self.get_variable(identifier)
 
     def get_variables(self, identifiers: Iterable[str]) -> dict[str, Variable]:
-        """Several variables at one moment, by the identifier that was asked; those that
-        do not exist are absent."""
+        """Several variables at one moment, by the identifier that was asked.
+
+        Those that do not exist are absent.
+        """
         wanted = list(identifiers)
         return self._read(lambda log: self._found(log, wanted))
 
@@ -277,7 +277,7 @@ class SessionContext:
         :raises BatchRefused: an atomic batch had an error; nothing was changed.
         :raises InvalidRequest: a variable is unknown or named twice; nothing was changed.
         """
-        task = self._set_many(updates, metadata, atomic, expected_versions)
+        task = self._set_many(updates, metadata, expected_versions, atomic=atomic)
         return _batch(self._wait(task, "set_variables"))
 
     async def set_variables_async(
@@ -289,12 +289,10 @@ class SessionContext:
         expected_versions: Mapping[str, int] | None = None,
     ) -> BatchResult:
         """``set_variables`` for an event loop."""
-        task = self._set_many(updates, metadata, atomic, expected_versions)
+        task = self._set_many(updates, metadata, expected_versions, atomic=atomic)
         return _batch(await self._await(task))
 
-    def delete_variable(
-        self, identifier: str, metadata: Mapping[str, str] | None = None
-    ) -> None:
+    def delete_variable(self, identifier: str, metadata: Mapping[str, str] | None = None) -> None:
         """Delete a variable; its history stays readable by its id.
 
         :raises VariableNotFound: there is no such variable.
@@ -328,9 +326,7 @@ class SessionContext:
 
         :raises VersionNotFound: it never had that version.
         """
-        outcome = self._wait(
-            self._roll_back(identifier, version, metadata), "rollback_variable"
-        )
+        outcome = self._wait(self._roll_back(identifier, version, metadata), "rollback_variable")
         return _shown(outcome)
 
     async def rollback_variable_async(
@@ -349,9 +345,7 @@ class SessionContext:
         metadata: Mapping[str, str] | None,
     ) -> RegisterVariable:
         json = orjson.dumps(constraints).decode() if constraints else ""
-        return RegisterVariable(
-            self._envelope(metadata), name, type_name, PythonValue(value), json
-        )
+        return RegisterVariable(self._envelope(metadata), name, type_name, PythonValue(value), json)
 
     def _set(
         self,
@@ -368,8 +362,9 @@ class SessionContext:
         self,
         updates: Mapping[str, object],
         metadata: Mapping[str, str] | None,
-        atomic: bool,
         expected_versions: Mapping[str, int] | None,
+        *,
+        atomic: bool,
     ) -> SetVariables:
         pairs = tuple((key, PythonValue(updates[key])) for key in sorted(updates))
         return SetVariables(self._envelope(metadata), pairs, atomic, expected_versions or {})
@@ -377,14 +372,10 @@ class SessionContext:
     def _roll_back(
         self, identifier: str, version: int, metadata: Mapping[str, str] | None
     ) -> RollbackVariable:
-        past = self._read(
-            lambda log: past_value(self._committer.engine, log, identifier, version)
-        )
+        past = self._read(lambda log: past_value(self._committer.engine, log, identifier, version))
         return RollbackVariable(self._envelope(metadata), identifier, version, past)
 
-    def _history(
-        self, log: LoadedLog, identifier: str, limit: int
-    ) -> list[VariableVersion]:
+    def _history(self, log: LoadedLog, identifier: str, limit: int) -> list[VariableVersion]:
         if limit < 0:
             raise InvalidRequest(f"limit {limit} is negative: 0 asks for all", field="limit")
         entries: list[VariableVersion] = []
@@ -426,7 +417,7 @@ class SessionContext:
             self._wait_for(self._queue(LoadTask(self.session_id)), "get_variable")
             log = self._committer.loaded(self.session_id)
         if log is None or not log.committed.live:
-            raise no_session(self.session_id)
+            raise SessionNotFound(self.session_id)
         return read(log)
 
     async def _loaded_async(self) -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from snakepit_bridge.commands import LoadSession, PastValue
 from snakepit_bridge.errors import (
     InvalidRequest,
-    SessionNotFound,
     VariableNotFound,
     VersionNotFound,
     quote,
@@ -31,7 +30,6 @@ __all__ = [
     "head_and",
     "name_filter",
     "newest_event",
-    "no_session",
     "past_value",
 ]
 
@@ -51,14 +49,6 @@ class LoadTask(NamedTuple):
         return outcome.answer.offset
 
 
-def no_session(session_id: str) -> SessionNotFound:
-    return SessionNotFound(f"session {quote(session_id)} not found: initialise it first")
-
-
-def no_variable(identifier: str) -> VariableNotFound:
-    return VariableNotFound(f"variable {quote(identifier)} not found")
-
-
 def find(log: LoadedLog, identifier: str) -> tuple[VariableState, int]:
     """A live variable by name or id, and the head at which it was read.
 
@@ -69,7 +59,7 @@ def find(log: LoadedLog, identifier: str) -> tuple[VariableState, int]:
         variable = state.find(identifier)
         head = state.head
     if variable is None:
-        raise no_variable(identifier)
+        raise VariableNotFound(identifier)
     return variable, head
 
 
@@ -92,7 +82,7 @@ def newest_event(log: LoadedLog, identifier: str) -> tuple[int, int]:
         offset = variable.offset if variable else state.deleted.get(identifier, 0)
         head = state.head
     if not offset:
-        raise no_variable(identifier)
+        raise VariableNotFound(identifier)
     return head, offset
 
 

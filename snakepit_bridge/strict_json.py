@@ -39,8 +39,8 @@ _SHOWN = 80
 _INTEGER = re.compile(rb"[ \t\n\r]*(-?(?:0|[1-9][0-9]*))[ \t\n\r]*")
 # 19 digits are the fewest that can exceed 64 bits.
 _LONG = re.compile(rb"[0-9]{19}")
-# From 309 digits on orjson takes an integer for infinite. Shortened to 20 digits, the
-# text is otherwise what it was (an escape has four digits), so orjson can judge the rest.
+# From 309 digits on orjson takes an integer for infinite. With 20 of its digits left (an
+# escape needs four of them) the text is otherwise the same: orjson can judge the rest.
 _HUGE = re.compile(rb"([0-9]{20})[0-9]{280,}")
 
 
@@ -52,16 +52,13 @@ def parse(text: bytes) -> object:
     """
     try:
         value = orjson.loads(text)
-        huge = False
     except orjson.JSONDecodeError as error:
-        shorter = _HUGE.sub(rb"\1", text)
-        huge = shorter != text
         try:
-            value = orjson.loads(shorter)
+            value = orjson.loads(_HUGE.sub(rb"\1", text))
         except orjson.JSONDecodeError:
             raise InvalidValue(f"not valid JSON: {error}") from None
     _check_depth(text, value)
-    if huge or b"{" in text or _LONG.search(text):
+    if b"{" in text or _LONG.search(text):
         return _DECODER.decode(text.decode())
     return value
 

@@ -78,7 +78,11 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
     if not metadata:
         if not (traceparent or correlation_id):
             return Envelope(
-                request.session_id, request.request_id, request.log_epoch, _FROM_ELIXIR, _NO_METADATA
+                request.session_id,
+                request.request_id,
+                request.log_epoch,
+                _FROM_ELIXIR,
+                _NO_METADATA,
             )
         origin = Origin("elixir", correlation_id, traceparent, tracestate)
         return Envelope(
@@ -201,9 +205,7 @@ def initialized(outcome: Outcome) -> bytes:
         success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
     )
     for variable in variables:
-        response.initial_variables.add(
-            key=variable.definition.name, value=variable_bytes(variable)
-        )
+        response.initial_variables.add(key=variable.definition.name, value=variable_bytes(variable))
     return response.SerializeToString()
 
 

@@ -8,6 +8,7 @@ digests before anything is folded.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
 from google.protobuf.message import DecodeError
 
 from snakepit_bridge.errors import DataLoss, FailedPrecondition
@@ -26,24 +27,24 @@ from snakepit_bridge.events.model import (
     make_value,
 )
 
-__all__ = ["Cause", "seal", "unseal", "value_digests"]
+__all__ = ["Cause", "Stamp", "Tail", "seal", "unseal", "value_digests"]
 
 Cause = tuple[Envelope, tuple[str, bytes] | None]
 """A command's envelope and, if its request is to be remembered, method and digest."""
 
+Stamp = tuple[int, str]
+"""Wall clock in Unix nanoseconds, and which start of which bridge this is."""
+
+Tail = tuple[int, bytes, int]
+"""Where a log ends: offset of its last event, digest and time of its last record."""
+
 LargeValues = Callable[[Sequence[bytes]], Mapping[bytes, Value]]
 
 
-def seal(
-    draft: Draft, head: int, digest: bytes, time: int, clock: int, instance: str, cause: Cause
-) -> tuple[StoredRecord, Transaction]:
-    """Write ``draft`` as the record that follows.
-
-    :param head: offset of the last event before; ``digest`` and ``time`` are of its record.
-    :param clock: the wall clock, in Unix nanoseconds.
-    :param instance: this start of this bridge.
-    :param cause: the command that the draft came from.
-    """
+def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRecord, Transaction]:
+    """Write ``draft`` as the record that follows ``tail``."""
+    head, digest, time = tail
+    clock, instance = stamp
     events, values, key = draft
     envelope, request = cause
     record = Record()

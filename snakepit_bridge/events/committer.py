@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from snakepit_bridge.errors import BridgeError, InternalError, OutcomeUnknown, Unavailable
-from snakepit_bridge.events.codec import seal
+from snakepit_bridge.events.codec import Stamp, seal
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
 from snakepit_bridge.events.model import (
     Answer,
@@ -119,9 +119,7 @@ class Committer:
         self._recall = recall
         self._clock = clock
         self._epochs = epochs
-        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | None] = queue.SimpleQueue()
         self._working: dict[str, LoadedLog] = {}
         """Newest log of each loaded session; the committer thread's own view."""
         self._loaded: dict[str, LoadedLog] = {}
@@ -198,10 +196,10 @@ class Committer:
                 return [error.answer] * len(tasks)
         batch = _Batch()
         results: list[Any] = []
-        clock = self._clock()
+        stamp = (self._clock(), self.instance)
         for task in tasks:
             try:
-                results.append(self._accept(task.command(), batch, clock))
+                results.append(self._accept(task.command(), batch, stamp))
             except BridgeError as error:
                 results.append(error)
             except Exception:
@@ -220,7 +218,7 @@ class Committer:
             for task, result in zip(tasks, results, strict=True)
         ]
 
-    def _accept(self, command: Command, batch: _Batch, clock: int) -> Outcome | _Duplicate:
+    def _accept(self, command: Command, batch: _Batch, stamp: Stamp) -> Outcome | _Duplicate:
         envelope = command.envelope
         session_id = envelope.session_id
         log = self._working.get(session_id) or self._load(session_id)
@@ -237,18 +235,11 @@ class Committer:
                 touched = batch.touched[log_id] = (log, [])
             cause = (envelope, request)
             for draft in drafts:
-                stored, transaction = seal(
-                    draft,
-                    state.head,
-                    state.digest,
-                    state.time_unix_nanos,
-                    clock,
-                    self.instance,
-                    cause,
-                )
+                tail = (state.head, state.digest, state.time_unix_nanos)
+                stored, transaction = seal(draft, cause, stamp, tail)
                 touched[1].extend(apply(state, transaction))
                 batch.records.append((log_id, stored))
-        if type(answer) is Recall:
+        if isinstance(answer, Recall):
             return _Duplicate(command, LogId(session_id, epoch), answer.first_offset)
         return Outcome(
             answer,
@@ -282,7 +273,7 @@ class Committer:
 
     def _answer(self, task: Task, result: Outcome | _Duplicate) -> Any:  # noqa: ANN401
         try:
-            if type(result) is _Duplicate:
+            if isinstance(result, _Duplicate):
                 result = self._remembered(*result)
             return task.answer(result)
         except BridgeError as error:

@@ -79,15 +79,11 @@ class EventLog(ABC):
         """
 
     @abstractmethod
-    def read(
-        self, log: LogId, after: int = 0, *, limit: int = 1_000
-    ) -> Sequence[StoredRecord]:
+    def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         """At most ``limit`` records in order, from the one that holds offset ``after + 1``."""
 
     @abstractmethod
-    def read_back(
-        self, log: LogId, before: int, *, limit: int = 1_000
-    ) -> Sequence[StoredRecord]:
+    def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         """At most ``limit`` records, newest first, from the one that holds ``before - 1``."""
 
     @abstractmethod

@@ -59,9 +59,7 @@ class MemoryLog(EventLog):
                 start += 1
             return records[start : start + limit]
 
-    def read_back(
-        self, log: LogId, before: int, *, limit: int = 1_000
-    ) -> Sequence[StoredRecord]:
+    def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         with self._lock:
             records = self._logs.get(log, [])
             end = bisect_right(records, before - 1, key=_first_offset)

@@ -75,7 +75,8 @@ def versions(engine: EventLog, log: LogId, offset: int) -> Iterator[PastVersion]
         change = event.variable_set
         yield PastVersion(
             change.version,
-            *values,
+            values[0],
+            values[1],
             offset,
             change.previous_offset,
             change.rolled_back_to,

@@ -175,9 +175,7 @@ class SqliteLog(EventLog):
             )
             return [StoredRecord(*columns) for columns in found]
 
-    def read_back(
-        self, log: LogId, before: int, *, limit: int = 1_000
-    ) -> Sequence[StoredRecord]:
+    def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         with self._reading() as reader:
             row = reader.execute(_SELECT_LOG, log).fetchone()
             if row is None:

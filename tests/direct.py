@@ -1,0 +1,112 @@
+"""A committer without a network: commands in, outcomes out, states side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from snakepit_bridge.commands import Command, WireValue, decide, recall
+from snakepit_bridge.errors import BridgeError
+from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
+from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.model import LogId
+from snakepit_bridge.events.projection import SessionState, apply
+from snakepit_bridge.events.reading import fold
+
+Result = Outcome | BridgeError
+
+PATIENCE = 30.0
+"""Seconds an answer may take before a test gives up on it."""
+
+
+def integer(value: object) -> WireValue:
+    """An integer as a client sends it; anything else is a value that is refused."""
+    return WireValue("dspex.variables/integer", str(value).encode())
+
+
+class _Task(NamedTuple):
+    prepared: Command
+
+    def command(self) -> Command:
+        return self.prepared
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+
+class Direct:
+    """A running committer on ``engine``, spoken to from the test's own threads."""
+
+    def __init__(self, engine: EventLog, **options: Callable[[], Any]) -> None:
+        self.engine = engine
+        self.committer = Committer(engine, decide, recall, **options)
+        self.committer.start()
+
+    def submit(self, *commands: Command) -> Future[Sequence[Result]]:
+        """Queue commands that are decided together, as one batch."""
+        future: Future[Sequence[Result]] = Future()
+        self.committer.submit([_Task(command) for command in commands], future.set_result)
+        return future
+
+    def ask_all(self, *commands: Command) -> Sequence[Result]:
+        return self.submit(*commands).result(PATIENCE)
+
+    def ask(self, command: Command) -> Outcome:
+        """Give the outcome, or raise what the command is refused with."""
+        (result,) = self.ask_all(command)
+        if isinstance(result, BridgeError):
+            raise result
+        return result
+
+    def loaded(self, session_id: str) -> LoadedLog:
+        log = self.committer.loaded(session_id)
+        assert log is not None, f"{session_id!r} is not in memory"
+        return log
+
+    def close(self) -> None:
+        self.committer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def folded(engine: EventLog, log: LogId) -> SessionState:
+    state = SessionState()
+    for transaction in fold(engine, log):
+        apply(state, transaction)
+    return state
+
+
+def readable(state: SessionState) -> dict[str, Any]:
+    """What readers see of a state."""
+    return {
+        "head": state.head,
+        "digest": state.digest.hex(),
+        "time": state.time_unix_nanos,
+        "created": state.created_unix_nanos,
+        "ended": state.ended,
+        "metadata": dict(state.metadata),
+        "config": state.config,
+        "variables": list(state.variables.items()),  # their order counts
+        "names": dict(state.names),
+        "deleted": dict(state.deleted),
+    }
+
+
+def whole(state: SessionState) -> dict[str, Any]:
+    """All of a state."""
+    return {
+        **readable(state),
+        "used_names": set(state.used_names),
+        "requests": list(state.requests.items()),
+    }
