@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import orjson
@@ -34,8 +32,7 @@ from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, Origin, Value
-from snakepit_bridge.events.projection import Definition, VariableState
+from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.sessions import (
@@ -45,67 +42,18 @@ from snakepit_bridge.sessions import (
     newest_event,
     past_value,
 )
-from snakepit_bridge.type_serialization import to_python
+from snakepit_bridge.variable_views import (
+    BatchRefused,
+    BatchResult,
+    Variable,
+    VariableVersion,
+    as_variable,
+    as_version,
+)
 
 __all__ = ["BatchRefused", "BatchResult", "SessionContext", "Variable", "VariableVersion"]
 
 T = TypeVar("T")
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable as it was at one offset of its session's log."""
-
-    id: str
-    name: str
-    type: str
-    value: Any
-    """float, int, str, bool, or a read-only numpy array (embedding, tensor)."""
-    version: int
-    offset: int
-    """The event that made this version."""
-    constraints: Mapping[str, Any]
-    metadata: Mapping[str, str]
-    source: str
-    """Who made this version: ``elixir``, ``python``, ``tool:<name>``, ..."""
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class VariableVersion:
-    """One entry of a variable's history."""
-
-    version: int
-    value: Any
-    previous: Any
-    """The value it replaced; ``None`` at the first version."""
-    offset: int
-    source: str
-    metadata: Mapping[str, str]
-    changed_at: datetime
-    rolled_back_to: int
-    """The version a rollback restored; 0 for a plain change."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """What became of a batch, by the identifiers that were given."""
-
-    versions: Mapping[str, int]
-    errors: Mapping[str, str]
-    """Empty for an atomic batch, which raises ``BatchRefused`` instead."""
-
-
-class BatchRefused(InvalidRequest):
-    """An atomic batch was refused as a whole; ``errors`` says why, by identifier."""
-
-    reason = "BATCH_REFUSED"
-
-    def __init__(self, errors: Mapping[str, str]) -> None:
-        super().__init__("; ".join(errors.values()), field="updates")
-        self.errors = dict(errors)
 
 
 class SessionContext:
@@ -223,7 +171,7 @@ class SessionContext:
         matches = name_filter(pattern)
         return self._read(
             lambda log: [
-                _public(state)
+                as_variable(state)
                 for state in head_and(log)[1]
                 if matches is None or matches(state.definition.name)
             ]
@@ -381,19 +329,7 @@ class SessionContext:
         entries: list[VariableVersion] = []
         _, offset = newest_event(log, identifier)
         for past in versions(self._committer.engine, log.id, offset):
-            record = past.record
-            entries.append(
-                VariableVersion(
-                    past.version,
-                    _python(past.value),
-                    None if past.previous is None else _python(past.previous),
-                    past.offset,
-                    record.source,
-                    MappingProxyType(dict(record.metadata)),
-                    _time(record.time_unix_nanos),
-                    past.rolled_back_to,
-                )
-            )
+            entries.append(as_version(past))
             if len(entries) == limit:
                 break
         return entries
@@ -409,7 +345,7 @@ class SessionContext:
     def _found(self, log: LoadedLog, identifiers: Sequence[str]) -> dict[str, Variable]:
         with log.lock:
             states = {key: log.committed.find(key) for key in identifiers}
-        return {key: _public(state) for key, state in states.items() if state is not None}
+        return {key: as_variable(state) for key, state in states.items() if state is not None}
 
     def _read(self, read: Callable[[LoadedLog], T]) -> T:
         log = self._committer.loaded(self.session_id)
@@ -475,34 +411,10 @@ def _refuse_event_loop(method: str) -> None:
     )
 
 
-def _public(state: VariableState) -> Variable:
-    definition: Definition = state.definition
-    constraints = orjson.loads(definition.constraints_json or b"{}")
-    return Variable(
-        definition.id,
-        definition.name,
-        definition.type,
-        to_python(definition.type, state.value.any, state.value.binary),
-        state.version,
-        state.offset,
-        MappingProxyType(constraints),
-        MappingProxyType(dict(state.metadata)),
-        state.source,
-        _time(state.time_unix_nanos),
-    )
-
-
 def _shown(outcome: Outcome) -> Variable:
     if outcome.variable is None:
         raise AssertionError("a rollback shows its variable")
-    return _public(outcome.variable)
-
-
-def _python(value: Value) -> Any:  # noqa: ANN401 - any variable's value
-    from google.protobuf.any_pb2 import Any as AnyMessage  # noqa: PLC0415
-
-    type_name = AnyMessage.FromString(value.any).type_url.rpartition("/")[2].rpartition(".")[2]
-    return to_python(type_name, value.any, value.binary)
+    return as_variable(outcome.variable)
 
 
 def _batch(outcome: Outcome) -> BatchResult:
@@ -510,7 +422,3 @@ def _batch(outcome: Outcome) -> BatchResult:
     if answer.refused:
         raise BatchRefused(answer.errors)
     return BatchResult(dict(answer.versions), dict(answer.errors))
-
-
-def _time(nanoseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=nanoseconds // 1_000)

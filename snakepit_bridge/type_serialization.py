@@ -46,6 +46,7 @@ __all__ = [
     "check_type",
     "encode",
     "register_type",
+    "stored_type",
     "to_python",
 ]
 
@@ -157,6 +158,18 @@ def to_python(type_name: str, any_bytes: bytes, binary: bytes = b"") -> object:
     except DecodeError:
         raise InvalidValue("not a serialized google.protobuf.Any", field="value") from None
     return _decode(type_name, message, binary)
+
+
+def stored_type(any_bytes: bytes) -> str:
+    """The name of a stored value's type.
+
+    :raises InvalidValue: the bytes hold no value of a known type.
+    """
+    url = any_pb2.Any.FromString(any_bytes).type_url
+    known = _URLS.get(url)
+    if known is None:
+        raise InvalidValue(f"unknown type_url {quote(url)}", field="value")
+    return known[0]
 
 
 class TypeSerializer:
