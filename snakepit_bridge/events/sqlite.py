@@ -8,14 +8,17 @@ Measured when the layout was chosen (medians, 16 records a commit): an ordinary 
 a primary-key index beats ``WITHOUT ROWID`` 317 to 583 µs when 200 sessions write in turn,
 because records go to the end of the table whatever their session, and draws with it for
 one session. A checkpoint every 4,000 pages instead of 1,000 takes the p99 of a commit of
-200 records from 7 ms to 1.4 ms.
+200 records from 7 ms to 1.4 ms. Syncing a write-ahead log that grows also writes the file
+system's journal: with its room reserved, a commit of one record takes 145 µs instead of 262.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,13 +30,18 @@ from snakepit_bridge.events.owner import Owner
 
 __all__ = ["SqliteLog"]
 
+logger = logging.getLogger(__name__)
+
 APPLICATION_ID = 0x534E4B42  # "SNKB", what file(1) and the check on opening go by
 FILE_SCHEMA = 1
 
-_SETUP = """
+WAL_PAGES = 4_000
+WAL_BYTES = WAL_PAGES * (4_096 + 24) + 32  # SQLite's page, frame header and file header
+
+_SETUP = f"""
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
-PRAGMA wal_autocheckpoint = 4000;
+PRAGMA wal_autocheckpoint = {WAL_PAGES};
 PRAGMA busy_timeout = 5000;
 """
 
@@ -65,8 +73,14 @@ PRAGMA user_version = {FILE_SCHEMA};
 COMMIT;
 """
 
-_INSERT_LOG = "INSERT INTO logs (session_id, epoch) VALUES (?, ?)"
-_INSERT_RECORD = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
+_INSERT_LOG = "INSERT INTO logs (session_id, epoch) VALUES (?, ?) RETURNING id"
+_COLUMNS = 6
+_ROWS_AT_ONCE = 64
+_INSERT_RECORDS = [
+    "INSERT INTO records VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+    for rows in range(_ROWS_AT_ONCE + 1)
+]
+"""By the number of rows."""
 _INSERT_LARGE = "INSERT OR IGNORE INTO large_values VALUES (?, ?, ?)"
 _SELECT_LATEST = "SELECT id, epoch FROM logs WHERE session_id = ? ORDER BY id DESC LIMIT 1"
 _SELECT_LOG = "SELECT id FROM logs WHERE session_id = ? AND epoch = ?"
@@ -108,6 +122,7 @@ class SqliteLog(EventLog):
         """Row id and head of the logs appended to; asked of the file once."""
         try:
             self._writer = self._open()
+            self._checkpoint()
         except sqlite3.Error as error:
             self._owner.release()
             raise LogUnusable(f"cannot use {self.path}: {error}") from error
@@ -125,30 +140,52 @@ class SqliteLog(EventLog):
 
     def append(self, records: Sequence[tuple[LogId, StoredRecord]]) -> None:
         writer = self._writer
-        tails: dict[LogId, tuple[int, int]] = {}
-        rows = []
+        tails = self._tails
+        fresh: dict[LogId, int] = {}
+        rows: list[object] = []
         large: list[tuple[bytes, bytes, bytes]] = []
+        begun = False
         try:
-            writer.execute("BEGIN IMMEDIATE")
-            for log, record in records:
-                first, count, header, values, digest, big = record
-                row, head = tails.get(log) or self._tail(log)
+            for log, (first, count, header, values, digest, big) in records:
+                head = fresh.get(log)
+                if head is None:
+                    if log not in tails:
+                        if not begun:
+                            writer.execute("BEGIN IMMEDIATE")
+                            begun = True
+                        self._find_tail(log)
+                    head = tails[log][1]
                 if first != head + 1:
-                    writer.execute("ROLLBACK")
                     raise Conflict(
                         f"{log.session_id!r} ends at offset {head}; "
                         f"a record at {first} does not follow"
                     )
-                tails[log] = (row, head + count)
-                rows.append((row, first, count, header, values, digest))
-                large.extend((value.digest, value.any, value.binary) for value in big)
+                fresh[log] = head + count
+                rows += (tails[log][0], first, count, header, values, digest)
+                if big:
+                    large.extend((value.digest, value.any, value.binary) for value in big)
+            # A single statement commits by itself. Each statement lets other threads run
+            # Python until they let go, so one instead of many is what makes this fast.
+            if not begun and (large or len(rows) > _COLUMNS * _ROWS_AT_ONCE):
+                writer.execute("BEGIN IMMEDIATE")
+                begun = True
             if large:
                 writer.executemany(_INSERT_LARGE, large)
-            writer.executemany(_INSERT_RECORD, rows)
-            writer.execute("COMMIT")
+            for start in range(0, len(rows), _COLUMNS * _ROWS_AT_ONCE):
+                some = rows[start : start + _COLUMNS * _ROWS_AT_ONCE]
+                writer.execute(_INSERT_RECORDS[len(some) // _COLUMNS], some)
+            if begun:
+                writer.execute("COMMIT")
+        except Conflict:
+            if begun:
+                writer.execute("ROLLBACK")
+                tails.clear()
+            raise
         except sqlite3.Error as error:
+            self._tails.clear()
             raise AppendError(_answer(error)) from error
-        self._tails.update(tails)
+        for log, head in fresh.items():
+            tails[log] = (tails[log][0], head)
 
     def settle(self) -> None:
         # A commit that failed may still lie in the write-ahead log, and appear when the
@@ -157,12 +194,12 @@ class SqliteLog(EventLog):
         try:
             self._writer.close()
             self._writer = self._open()
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            settled = self._checkpoint()
         except sqlite3.Error as error:
             raise AppendError(_answer(error)) from error
         except LogUnusable as error:
             raise AppendError(Unavailable(str(error))) from error
-        if busy:
+        if not settled:
             raise AppendError(Unavailable("the log is being read; its outcome is not yet known"))
 
     def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
@@ -220,22 +257,43 @@ class SqliteLog(EventLog):
             raise
         return connection
 
+    def _checkpoint(self) -> bool:
+        """Empty the write-ahead log into the database and reserve its room anew.
+
+        Gives whether it finished; it does not while another process reads the old state.
+        """
+        busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            return False
+        try:
+            self._reserve()
+        except OSError as error:
+            logger.warning("no room was reserved for the write-ahead log: %s", error)
+        return True
+
+    def _reserve(self) -> None:
+        # SQLite takes zeros for the end of the log, as it does what a torn write left. This
+        # process owns the file and has just emptied it, so nobody else writes here now.
+        path = self.path.with_name(self.path.name + "-wal")
+        free = shutil.disk_usage(self.path.parent).free
+        if free < WAL_BYTES * 16 or path.stat().st_size:
+            return
+        with path.open("r+b") as file:
+            file.write(bytes(WAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+
     def _connect(self) -> sqlite3.Connection:
         # The engine's contract orders the calls; SQLite itself is built thread-safe.
         return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
 
-    def _tail(self, log: LogId) -> tuple[int, int]:
-        tail = self._tails.get(log)
-        if tail is not None:
-            return tail
+    def _find_tail(self, log: LogId) -> None:
+        """Learn where a log ends; one that is not stored yet is begun."""
         found = self._writer.execute(_SELECT_LOG, log).fetchone()
         if found is None:
-            row = self._writer.execute(_INSERT_LOG, log).lastrowid
-            if row is None:  # pragma: no cover - SQLite always names the row it inserted
-                raise AppendError(Unavailable("SQLite gave no row id for a new log"))
-            return row, 0
+            found = self._writer.execute(_INSERT_LOG, log).fetchone()
         head = self._writer.execute(_SELECT_HEAD, found).fetchone()
-        return found[0], head[0] if head else 0
+        self._tails[log] = (found[0], head[0] if head else 0)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
