@@ -44,9 +44,10 @@ from snakepit_bridge.events.model import (
     Recall,
     Transaction,
     Value,
+    make_value,
 )
 from snakepit_bridge.events.projection import SessionState, VariableState
-from snakepit_bridge.type_serialization import accept, check_type, encode
+from snakepit_bridge.type_serialization import accept_any, check_type, encode
 from snakepit_bridge.variables import Constraints, parse_constraints
 
 __all__ = [
@@ -84,19 +85,16 @@ class Incoming(Protocol):
 
 
 class WireValue(NamedTuple):
-    """A value as a client sent it."""
+    """A value as a client sent it: a serialized ``google.protobuf.Any``, not yet parsed."""
 
-    type_url: str
-    json: bytes
+    any: bytes
     binary: bytes = b""
 
     def accept(self, type_name: str) -> tuple[object, Value]:
-        return accept(type_name, self.type_url, self.json, self.binary)
+        return accept_any(type_name, *self)
 
     def fingerprint(self) -> str:
-        hasher = blake2b(self.json, digest_size=16, salt=len(self.json).to_bytes(16, "little"))
-        hasher.update(self.binary)
-        return f"{self.type_url} {hasher.hexdigest()}"
+        return make_value(*self).digest.hex()
 
 
 class PythonValue(NamedTuple):
@@ -343,14 +341,11 @@ def _set(state: SessionState, command: SetVariable) -> Decision:
 def _set_event(
     variable: VariableState, incoming: Incoming, expected_version: int
 ) -> tuple[Event, Value]:
-    definition, version = variable.definition, variable.version
-    if expected_version and expected_version != version:
+    if expected_version and expected_version != variable.version:
         _refuse_version(variable, expected_version)
-    if definition.constraints_json:
-        constraints = parse_constraints(definition.type, definition.constraints_json)
-        value = _checked(definition.name, definition.type, constraints, incoming)
-    else:
-        value = _checked(definition.name, definition.type, None, incoming)
+    _, name, type_name, constraints_json, _ = variable.definition
+    constraints = parse_constraints(type_name, constraints_json) if constraints_json else None
+    value = _checked(name, type_name, constraints, incoming)
     return _new_version(variable, value), value
 
 
@@ -378,8 +373,9 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
             field="updates",
         )
     variables = _batch_variables(state, command)
-    events: dict[str, Event] = {}
-    values: dict[str, Value] = {}
+    events: list[Event] = []
+    values: list[Value] = []
+    keys: list[str] = []
     errors: dict[str, str] = {}
     versions: dict[str, int] = {}
     expected = command.expected_versions
@@ -391,16 +387,16 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
             recalled = max(recalled, known.first_offset)
             continue
         try:
-            events[key], values[key] = _set_event(
-                variable, incoming, expected.get(key, 0) if expected else 0
-            )
+            event, value = _set_event(variable, incoming, expected.get(key, 0) if expected else 0)
         except BridgeError as error:
             errors[key] = error.message
-        else:
-            versions[key] = variable.version + 1
+            continue
+        events.append(event)
+        values += (value, variable.value)
+        keys.append(key)
+        versions[key] = variable.version + 1
     if command.atomic and errors:
         return Decision((), Answer(0, errors=errors, refused=True))
-    before = {key: v.value for (key, _), v in zip(command.updates, variables, strict=True)}
     answer = Answer(
         state.head + len(events) if events else recalled,
         versions=versions,
@@ -410,11 +406,11 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
     if not events:
         return Decision((), answer)
     if command.atomic:
-        pairs = tuple(value for key in events for value in (values[key], before[key]))
-        return Decision((Draft(tuple(events.values()), pairs),), answer)
+        return Decision((Draft(tuple(events), tuple(values)),), answer)
+    pairs = zip(values[::2], values[1::2], strict=True)
     drafts = tuple(
-        Draft((event,), (values[key], before[key]), request_key=key)
-        for key, event in events.items()
+        Draft((event,), pair, request_key=key)
+        for event, pair, key in zip(events, pairs, keys, strict=True)
     )
     return Decision(drafts, answer)
 

@@ -43,6 +43,7 @@ __all__ = [
     "TypeSerializer",
     "VariableType",
     "accept",
+    "accept_any",
     "check_type",
     "encode",
     "register_type",
@@ -57,6 +58,10 @@ SNAKEPIT_PREFIX = "type.googleapis.com/snakepit."
 """Snakepit 0.4's. A value goes back out under the prefix it came in with."""
 
 _PROTOBUF_VALUE = "type.googleapis.com/google.protobuf.Value"
+_SEVEN_BITS = 0x7F
+"""The largest length that protobuf writes as one byte."""
+_SHORTEST = 4
+"""Bytes of an Any that can have a type_url and a value."""
 _EXACT = 2**53
 """To here each integer is a double of its own (IEEE 754); beyond, they are rounded."""
 
@@ -78,7 +83,9 @@ class VariableType:
 
 _TYPES: dict[str, VariableType] = {}
 # type_url → type name, its reader, and the Any's bytes up to the length of the JSON.
-_URLS: dict[str, tuple[str, Callable[[bytes], tuple[Any, bytes]], bytes]] = {}
+_Known = tuple[str, Callable[[bytes], tuple[Any, bytes]], bytes]
+_URLS: dict[str, _Known] = {}
+_HEADS: dict[bytes, _Known] = {}  # the same by these bytes
 
 
 def register_type(type_: VariableType) -> None:
@@ -93,6 +100,8 @@ def register_type(type_: VariableType) -> None:
         url = prefix + type_.name
         head = any_pb2.Any(type_url=url).SerializeToString() + b"\x12"
         _URLS[url] = (type_.name, type_.read, head)
+        if len(url) <= _SEVEN_BITS:
+            _HEADS[head] = _URLS[url]
 
 
 def check_type(name: str) -> None:
@@ -125,6 +134,31 @@ def accept(type_name: str, type_url: str, json: bytes, binary: bytes = b"") -> t
     if size <= _SEVEN_BITS:
         return value, make_value(known[2] + _SMALL[size] + json)
     return value, make_value(b"%b%b%b" % (known[2], _varint(size), json))
+
+
+def accept_any(type_name: str, any: bytes, binary: bytes = b"") -> tuple[object, Value]:  # noqa: A002
+    """``accept`` for a serialized ``google.protobuf.Any``, which is reused as it is.
+
+    :raises InvalidValue: as ``accept``; also for bytes that are no ``Any``.
+    """
+    # Nearly every Any is a known type_url of less than 128 bytes, then less than 128 bytes of
+    # JSON, and nothing else. Its own bytes are then the canonical ones.
+    if len(any) > _SHORTEST and not binary:
+        known = _HEADS.get(any[: any[1] + 3])
+        if known is not None and known[0] == type_name:
+            start = any[1] + 4
+            if any[start - 1] == len(any) - start <= _SEVEN_BITS:
+                json = any[start:]
+                value, kept = known[1](json)
+                if kept is json:
+                    return value, make_value(any)
+    try:
+        message = any_pb2.Any.FromString(any)
+    except DecodeError:
+        raise InvalidValue(
+            "the value is not a google.protobuf.Any: its bytes cannot be parsed", field="value"
+        ) from None
+    return accept(type_name, message.type_url, message.value, binary)
 
 
 def encode(type_name: str, value: object, prefix: str = DSPEX_PREFIX) -> tuple[object, Value]:
@@ -209,7 +243,6 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-_SEVEN_BITS = 0x7F
 _SMALL = tuple(bytes((size,)) for size in range(128))
 
 
@@ -223,7 +256,7 @@ def _find(type_name: str) -> VariableType:
 
 def _accept_rare(
     type_name: str, type_url: str, content: bytes, binary: bytes
-) -> tuple[tuple[str, Callable[[bytes], tuple[Any, bytes]], bytes], bytes]:
+) -> tuple[_Known, bytes]:
     """Resolve what is no plain JSON value of the type, or refuse it with what to send."""
     _find(type_name)
     ours = DSPEX_PREFIX + type_name

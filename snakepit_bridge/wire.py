@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
 from snakepit_bridge import bridge_service_pb2 as pb
@@ -57,8 +56,9 @@ def parse(message: type[M], raw: bytes) -> M:
     try:
         return message.FromString(raw)
     except DecodeError as error:
+        name = message.DESCRIPTOR.name.removesuffix("View")
         raise InvalidRequest(
-            f"the request is not a valid {message.DESCRIPTOR.name}: its bytes cannot be parsed"
+            f"the request is not a valid {name}: its bytes cannot be parsed"
         ) from error
 
 
@@ -117,24 +117,22 @@ def cleanup_session(call: Call) -> CleanupSession:
 
 
 def register_variable(call: Call) -> RegisterVariable:
-    request = parse(pb.RegisterVariableRequest, call.raw)
-    value = request.initial_value
+    request = parse(views.RegisterVariableRequestView, call.raw)
     return RegisterVariable(
         envelope(request, request.metadata, call.metadata),
         request.name,
         request.type,
-        WireValue(value.type_url, value.value, request.initial_binary_value),
+        WireValue(request.initial_value, request.initial_binary_value),
         request.constraints_json,
     )
 
 
 def set_variable(call: Call) -> SetVariable:
-    request = parse(pb.SetVariableRequest, call.raw)
-    value = request.value
+    request = parse(views.SetVariableRequestView, call.raw)
     return SetVariable(
         envelope(request, request.metadata, call.metadata),
         request.variable_identifier,
-        WireValue(value.type_url, value.value, request.binary_value),
+        WireValue(request.value, request.binary_value),
         request.expected_version,
     )
 
@@ -150,20 +148,9 @@ def set_variables(call: Call) -> SetVariables:
             f"binary_updates names {quote(stray)}, which is not among the updates",
             field="binary_updates",
         )
-    parsed = []
-    for key in sorted(updates):
-        try:
-            value = AnyMessage.FromString(updates[key])
-        except DecodeError as error:
-            raise InvalidRequest(
-                f"the value of {quote(key)} is not a google.protobuf.Any: its bytes cannot be "
-                "parsed",
-                field="updates",
-            ) from error
-        parsed.append((key, WireValue(value.type_url, value.value, binaries.get(key, b""))))
     return SetVariables(
         envelope(request, request.metadata, call.metadata),
-        tuple(parsed),
+        tuple((key, WireValue(updates[key], binaries.get(key, b""))) for key in sorted(updates)),
         request.atomic,
         dict(request.expected_versions) if request.expected_versions else {},
     )

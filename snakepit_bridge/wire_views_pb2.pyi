@@ -91,6 +91,64 @@ class RegisterVariableResponseView(_message.Message):
     variable: bytes
     def __init__(self, success: bool = ..., variable_id: _Optional[str] = ..., error_message: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ..., variable: _Optional[bytes] = ...) -> None: ...
 
+class RegisterVariableRequestView(_message.Message):
+    __slots__ = ("session_id", "name", "type", "initial_value", "constraints_json", "metadata", "initial_binary_value", "request_id", "log_epoch")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_VALUE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    INITIAL_BINARY_VALUE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    name: str
+    type: str
+    initial_value: bytes
+    constraints_json: str
+    metadata: _containers.ScalarMap[str, str]
+    initial_binary_value: bytes
+    request_id: str
+    log_epoch: str
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[str] = ..., initial_value: _Optional[bytes] = ..., constraints_json: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., initial_binary_value: _Optional[bytes] = ..., request_id: _Optional[str] = ..., log_epoch: _Optional[str] = ...) -> None: ...
+
+class SetVariableRequestView(_message.Message):
+    __slots__ = ("session_id", "variable_identifier", "value", "metadata", "expected_version", "binary_value", "request_id", "log_epoch", "optimization_id")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    VARIABLE_IDENTIFIER_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    BINARY_VALUE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZATION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    variable_identifier: str
+    value: bytes
+    metadata: _containers.ScalarMap[str, str]
+    expected_version: int
+    binary_value: bytes
+    request_id: str
+    log_epoch: str
+    optimization_id: str
+    def __init__(self, session_id: _Optional[str] = ..., variable_identifier: _Optional[str] = ..., value: _Optional[bytes] = ..., metadata: _Optional[_Mapping[str, str]] = ..., expected_version: _Optional[int] = ..., binary_value: _Optional[bytes] = ..., request_id: _Optional[str] = ..., log_epoch: _Optional[str] = ..., optimization_id: _Optional[str] = ...) -> None: ...
+
 class GetVariableResponseView(_message.Message):
     __slots__ = ("variable", "from_cache", "offset", "log_epoch")
     VARIABLE_FIELD_NUMBER: _ClassVar[int]

@@ -86,16 +86,14 @@ def _pack(values: tuple[Value, ...]) -> tuple[bytes, tuple[Value, ...]]:
     """The ``Values`` of a record, and those of its values that are too large for it."""
     if not values:
         return b"", ()
-    packed = Values()
     anys, binaries, _ = zip(*values, strict=True)
-    large: tuple[Value, ...] = ()
-    if max(map(len, anys)) + max(map(len, binaries)) > INLINE_LIMIT:
-        large = tuple(value for value in values if _size(value) > INLINE_LIMIT)
-        values = tuple(_EMPTY if _size(value) > INLINE_LIMIT else value for value in values)
-        anys, binaries, _ = zip(*values, strict=True)
-    packed.any.extend(anys)
-    if any(binaries):
-        packed.binary.extend(binaries)
+    if not any(binaries) and max(map(len, anys)) <= INLINE_LIMIT:
+        return Values(any=anys).SerializeToString(), ()
+    large = tuple(value for value in values if _size(value) > INLINE_LIMIT)
+    kept = [_EMPTY if _size(value) > INLINE_LIMIT else value for value in values]
+    packed = Values(any=[value.any for value in kept])
+    if any(value.binary for value in kept):
+        packed.binary.extend(value.binary for value in kept)
     return packed.SerializeToString(), large
 
 

@@ -7,7 +7,7 @@ stored and never encoded again. What stands here is what surrounds it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import sha256
 from typing import NamedTuple
 
 from snakepit_bridge.event_log_pb2 import Event, Record
@@ -62,15 +62,16 @@ class Value(NamedTuple):
 def make_value(any: bytes, binary: bytes = b"") -> Value:  # noqa: A002 - the wire's name
     """Complete a value with its digest."""
     if not binary:
-        return Value(any, b"", blake2b(any, digest_size=32).digest())
-    hasher = blake2b(any, digest_size=32, person=len(any).to_bytes(16, "little"))
+        return Value(any, b"", sha256(any).digest())
+    hasher = sha256(any)
     hasher.update(binary)
+    hasher.update(len(any).to_bytes(8, "little"))
     return Value(any, binary, hasher.digest())
 
 
 def chain(previous: bytes, header: bytes) -> bytes:
     """The digest of a record: it covers the digest before it and its own header."""
-    return blake2b(previous + header, digest_size=32).digest()
+    return sha256(previous + header).digest()
 
 
 class LogId(NamedTuple):

@@ -77,7 +77,7 @@ _INSERT_LOG = "INSERT INTO logs (session_id, epoch) VALUES (?, ?) RETURNING id"
 _COLUMNS = 6
 _ROWS_AT_ONCE = 64
 _INSERT_RECORDS = [
-    "INSERT INTO records VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+    "INSERT INTO records VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)  # noqa: S608 - constants
     for rows in range(_ROWS_AT_ONCE + 1)
 ]
 """By the number of rows."""
