@@ -330,12 +330,11 @@ def _register(
 
 
 def _set(state: SessionState, command: SetVariable) -> Decision:
-    variable = _find(state, command.identifier)
-    event, value = _set_event(variable, command.value, command.expected_version)
-    return Decision(
-        (Draft((event,), (value, variable.value)),),
-        Answer(state.head + 1, variable.version + 1),
-    )
+    _, identifier, incoming, expected_version = command
+    variable = _find(state, identifier)
+    event, value = _set_event(variable, incoming, expected_version)
+    draft = Draft((event,), (value, variable.value))
+    return Decision((draft,), Answer(state.head + 1, variable.version + 1))
 
 
 def _set_event(

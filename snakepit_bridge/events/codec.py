@@ -84,11 +84,15 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
 
 def _pack(values: tuple[Value, ...]) -> tuple[bytes, tuple[Value, ...]]:
     """The ``Values`` of a record, and those of its values that are too large for it."""
-    if not values:
-        return b"", ()
-    anys, binaries, _ = zip(*values, strict=True)
-    if not any(binaries) and max(map(len, anys)) <= INLINE_LIMIT:
-        return Values(any=anys).SerializeToString(), ()
+    parts: list[bytes] = []
+    for any_, binary, _ in values:
+        size = len(any_)
+        if binary or size > _SEVEN_BITS:
+            break
+        parts += (_SMALL[size], any_)
+    else:
+        # Short values without binary forms, that is nearly all: written as protobuf would.
+        return b"".join(parts), ()
     large = tuple(value for value in values if _size(value) > INLINE_LIMIT)
     kept = [_EMPTY if _size(value) > INLINE_LIMIT else value for value in values]
     packed = Values(any=[value.any for value in kept])
@@ -96,6 +100,10 @@ def _pack(values: tuple[Value, ...]) -> tuple[bytes, tuple[Value, ...]]:
         packed.binary.extend(value.binary for value in kept)
     return packed.SerializeToString(), large
 
+
+_SEVEN_BITS = 0x7F
+_SMALL = [Values(any=[bytes(size)]).SerializeToString()[:2] for size in range(_SEVEN_BITS + 1)]
+"""Tag and length of an entry of ``Values.any``, by its size."""
 
 _EMPTY = Value(b"", b"", b"")
 

@@ -32,6 +32,8 @@ REMEMBERED_REQUESTS = 65_536
 
 
 _Values = Iterator[Value]
+_Facts = tuple[int, str, dict[str, str]]
+"""What the events of a record share: time, source, metadata of the change."""
 
 
 class Definition(NamedTuple):
@@ -141,7 +143,7 @@ def apply(state: SessionState, transaction: Transaction) -> list[str]:
     """
     record, events, values, last_offset, digest = transaction
     time = record.time_unix_nanos
-    facts = _Facts(time, record.source, dict(record.metadata) if record.metadata else {})
+    facts: _Facts = (time, record.source, dict(record.metadata) if record.metadata else {})
     offset = record.first_offset
     following = iter(values)
     touched = []
@@ -165,14 +167,6 @@ def apply(state: SessionState, transaction: Transaction) -> list[str]:
     return touched
 
 
-class _Facts(NamedTuple):
-    """What the events of a record share."""
-
-    time_unix_nanos: int
-    source: str
-    metadata: dict[str, str]
-
-
 def _remember(state: SessionState, transaction: Transaction) -> None:
     record = transaction.record
     request = record.request
@@ -191,7 +185,7 @@ def _remember(state: SessionState, transaction: Transaction) -> None:
 def _session_started(
     state: SessionState, body: SessionStarted, _offset: int, facts: _Facts, _values: _Values
 ) -> str:
-    state.created_unix_nanos = facts.time_unix_nanos
+    state.created_unix_nanos = facts[0]
     state.metadata = dict(body.metadata)
     state.config = (body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry)
     return ""
