@@ -3,7 +3,7 @@
 A method is a ``Mutation`` (read the request, queue the command, write the outcome) or a
 query (answer from the committed projection or the log). An error of the tree is raised;
 ``rpc`` turns it into a status. No rule about variables stands here: those are in
-``commands`` and ``variables``.
+``decide`` and ``variables``.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from snakepit_bridge.bridge_servicer import BridgeServicer
-from snakepit_bridge.commands import decide, recall
+from snakepit_bridge.decide import decide, recall
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.log import EventLog

@@ -25,9 +25,8 @@ from snakepit_bridge.commands import (
     RollbackVariable,
     SetVariable,
     SetVariables,
-    decide,
-    recall,
 )
+from snakepit_bridge.decide import decide, recall
 from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.log import EventLog

@@ -28,6 +28,7 @@ FLOORS = [
     ["wire"],
     ["session_context"],
     ["sessions", "variable_views"],
+    ["decide"],
     ["commands"],
     ["variables"],
     ["constraint_checks", "linear_pattern"],
