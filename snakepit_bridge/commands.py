@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import orjson
 
 from snakepit_bridge.errors import BridgeError
-from snakepit_bridge.events.model import Envelope, Value, make_value
+from snakepit_bridge.events.model import Envelope, Origin, Value, make_value
 from snakepit_bridge.type_serialization import accept_any, encode
 
 __all__ = [
@@ -31,7 +31,21 @@ __all__ = [
     "SetVariables",
     "WireValue",
     "fingerprint",
+    "told_apart",
 ]
+
+
+def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[str, str]]:
+    """Where a change came from, and the metadata that stay with the variable.
+
+    :param source: where the metadata do not name one.
+    """
+    change = dict(metadata)
+    correlation_id = change.pop("correlation_id", "")
+    traceparent = change.pop("traceparent", "")
+    tracestate = change.pop("tracestate", "")
+    source = change.get("source") or source
+    return Origin(source, correlation_id, traceparent, tracestate), change
 
 
 class Incoming(Protocol):

@@ -9,12 +9,11 @@ are commands for the committer like any other, from the network or from here.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
-
-import orjson
 
 from snakepit_bridge.commands import (
     Command,
@@ -25,13 +24,14 @@ from snakepit_bridge.commands import (
     RollbackVariable,
     SetVariable,
     SetVariables,
+    told_apart,
 )
 from snakepit_bridge.decide import decide, recall
 from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, Origin
+from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.sessions import (
@@ -142,44 +142,33 @@ class SessionContext:
 
     def get_variable(self, identifier: str) -> Variable | None:
         """A variable by name or id, or ``None``."""
-        return self._read(lambda log: self._found(log, [identifier]).get(identifier))
+        return self._read("get_variable", _variable(identifier))
 
     async def get_variable_async(self, identifier: str) -> Variable | None:
         """``get_variable`` for an event loop."""
-        await self._loaded_async()
-        return self.get_variable(identifier)
+        return await self._read_async(_variable(identifier))
 
     def get_variables(self, identifiers: Iterable[str]) -> dict[str, Variable]:
         """Several variables at one moment, by the identifier that was asked.
 
         Those that do not exist are absent.
         """
-        wanted = list(identifiers)
-        return self._read(lambda log: self._found(log, wanted))
+        return self._read("get_variables", _variables(list(identifiers)))
 
     async def get_variables_async(self, identifiers: Iterable[str]) -> dict[str, Variable]:
         """``get_variables`` for an event loop."""
-        await self._loaded_async()
-        return self.get_variables(identifiers)
+        return await self._read_async(_variables(list(identifiers)))
 
     def list_variables(self, pattern: str = "") -> list[Variable]:
         """Live variables in the order of registration whose names match.
 
         :param pattern: ``*`` is anything, ``?`` one character; empty = all.
         """
-        matches = name_filter(pattern)
-        return self._read(
-            lambda log: [
-                as_variable(state)
-                for state in head_and(log)[1]
-                if matches is None or matches(state.definition.name)
-            ]
-        )
+        return self._read("list_variables", _matching(pattern))
 
     async def list_variables_async(self, pattern: str = "") -> list[Variable]:
         """``list_variables`` for an event loop."""
-        await self._loaded_async()
-        return self.list_variables(pattern)
+        return await self._read_async(_matching(pattern))
 
     def set_variable(
         self,
@@ -258,7 +247,8 @@ class SessionContext:
         :param limit: how many at most; 0 = all.
         :raises VariableNotFound: there is no such variable.
         """
-        return self._read(lambda log: self._history(log, identifier, limit))
+        _refuse_event_loop("get_variable_history")
+        return self._read("get_variable_history", lambda log: self._history(log, identifier, limit))
 
     async def get_variable_history_async(
         self, identifier: str, limit: int = 0
@@ -291,8 +281,10 @@ class SessionContext:
         constraints: Mapping[str, object] | None,
         metadata: Mapping[str, str] | None,
     ) -> RegisterVariable:
-        json = orjson.dumps(constraints).decode() if constraints else ""
-        return RegisterVariable(self._envelope(metadata), name, type_name, PythonValue(value), json)
+        constraints_json = json.dumps(constraints) if constraints else ""
+        return RegisterVariable(
+            self._envelope(metadata), name, type_name, PythonValue(value), constraints_json
+        )
 
     def _set(
         self,
@@ -319,7 +311,11 @@ class SessionContext:
     def _roll_back(
         self, identifier: str, version: int, metadata: Mapping[str, str] | None
     ) -> RollbackVariable:
-        past = self._read(lambda log: past_value(self._committer.engine, log, identifier, version))
+        _refuse_event_loop("rollback_variable")
+        past = self._read(
+            "rollback_variable",
+            lambda log: past_value(self._committer.engine, log, identifier, version),
+        )
         return RollbackVariable(self._envelope(metadata), identifier, version, past)
 
     def _history(self, log: LoadedLog, identifier: str, limit: int) -> list[VariableVersion]:
@@ -334,30 +330,25 @@ class SessionContext:
         return entries
 
     def _envelope(self, metadata: Mapping[str, str] | None) -> Envelope:
-        change = dict(metadata or {})
-        return Envelope(
-            self.session_id,
-            origin=Origin(change.get("source") or self._source),
-            metadata=change,
-        )
+        origin, change = told_apart(metadata or {}, self._source)
+        return Envelope(self.session_id, origin=origin, metadata=change)
 
-    def _found(self, log: LoadedLog, identifiers: Sequence[str]) -> dict[str, Variable]:
-        with log.lock:
-            states = {key: log.committed.find(key) for key in identifiers}
-        return {key: as_variable(state) for key, state in states.items() if state is not None}
+    def _read(self, method: str, read: Callable[[LoadedLog], T]) -> T:
+        if self._committer.loaded(self.session_id) is None:
+            _refuse_event_loop(method)
+            self._queue(LoadTask(self.session_id)).result()
+        return read(self._live_log())
 
-    def _read(self, read: Callable[[LoadedLog], T]) -> T:
-        log = self._committer.loaded(self.session_id)
-        if log is None:
-            self._wait_for(self._queue(LoadTask(self.session_id)), "get_variable")
-            log = self._committer.loaded(self.session_id)
-        if log is None or not log.committed.live:
-            raise SessionNotFound(self.session_id)
-        return read(log)
-
-    async def _loaded_async(self) -> None:
+    async def _read_async(self, read: Callable[[LoadedLog], T]) -> T:
         if self._committer.loaded(self.session_id) is None:
             await asyncio.wrap_future(self._queue(LoadTask(self.session_id)))
+        return read(self._live_log())
+
+    def _live_log(self) -> LoadedLog:
+        log = self._committer.loaded(self.session_id)
+        if log is None or not log.committed.live:
+            raise SessionNotFound(self.session_id)
+        return log
 
     def _queue(self, task: Any) -> Future[Any]:  # noqa: ANN401 - any task of the committer
         future: Future[Any] = Future()
@@ -383,10 +374,6 @@ class SessionContext:
         _refuse_event_loop(method)
         return self._submit(command).result()
 
-    def _wait_for(self, future: Future[T], method: str) -> T:
-        _refuse_event_loop(method)
-        return future.result()
-
 
 class _CommandTask(NamedTuple):
     """A command that needs no reading and an outcome that needs no writing."""
@@ -408,6 +395,28 @@ def _refuse_event_loop(method: str) -> None:
     raise RuntimeError(
         f"{method} would block the event loop it was called on: await {method}_async instead"
     )
+
+
+def _variable(identifier: str) -> Callable[[LoadedLog], Variable | None]:
+    return lambda log: _variables([identifier])(log).get(identifier)
+
+
+def _variables(identifiers: Sequence[str]) -> Callable[[LoadedLog], dict[str, Variable]]:
+    def read(log: LoadedLog) -> dict[str, Variable]:
+        with log.lock:
+            states = {key: log.committed.find(key) for key in identifiers}
+        return {key: as_variable(state) for key, state in states.items() if state is not None}
+
+    return read
+
+
+def _matching(pattern: str) -> Callable[[LoadedLog], list[Variable]]:
+    matches = name_filter(pattern)
+    return lambda log: [
+        as_variable(state)
+        for state in head_and(log)[1]
+        if matches is None or matches(state.definition.name)
+    ]
 
 
 def _shown(outcome: Outcome) -> Variable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import orjson
 
 from snakepit_bridge.errors import InvalidRequest
 from snakepit_bridge.events.model import Value
@@ -93,7 +93,7 @@ def as_variable(state: VariableState) -> Variable:
         _python(state.value),
         state.version,
         state.offset,
-        MappingProxyType(orjson.loads(definition.constraints_json or b"{}")),
+        MappingProxyType(json.loads(definition.constraints_json or "{}")),
         MappingProxyType(dict(state.metadata)),
         state.source,
         _time(state.time_unix_nanos),

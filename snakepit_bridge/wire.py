@@ -6,7 +6,7 @@ here: an ``Any`` goes from request to log to response as bytes (``wire_views.pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -21,6 +21,7 @@ from snakepit_bridge.commands import (
     SetVariable,
     SetVariables,
     WireValue,
+    told_apart,
 )
 from snakepit_bridge.errors import InvalidRequest, quote
 from snakepit_bridge.events.committer import Outcome
@@ -34,9 +35,7 @@ M = TypeVar("M", bound=Message)
 
 GrpcMetadata = Iterable[tuple[str, str | bytes]]
 
-_TRACE_KEYS = ("traceparent", "tracestate", "correlation_id")
 _CORRELATION_HEADER = "x-snakepit-correlation-id"
-_NO_METADATA: Mapping[str, str] = {}
 _FROM_ELIXIR = Origin("elixir")
 
 
@@ -75,38 +74,21 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
             tracestate = str(value)
         elif key == _CORRELATION_HEADER:
             correlation_id = str(value)
-    if not metadata:
-        if not (traceparent or correlation_id):
-            return Envelope(
-                request.session_id,
-                request.request_id,
-                request.log_epoch,
-                _FROM_ELIXIR,
-                _NO_METADATA,
-            )
-        origin = Origin("elixir", correlation_id, traceparent, tracestate)
-        return Envelope(
-            request.session_id, request.request_id, request.log_epoch, origin, _NO_METADATA
-        )
-    change = dict(metadata)
-    sent = [change.pop(key, "") for key in _TRACE_KEYS]
-    if not traceparent:
-        traceparent, tracestate = sent[0], sent[1]
-    origin = Origin(
-        change.get("source") or "elixir", correlation_id or sent[2], traceparent, tracestate
-    )
+    origin, change = told_apart(metadata, "elixir") if metadata else (_FROM_ELIXIR, {})
+    if traceparent:
+        origin = origin._replace(traceparent=traceparent, tracestate=tracestate)
+    if correlation_id:
+        origin = origin._replace(correlation_id=correlation_id)
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 
 
 def initialize_session(call: Call) -> InitializeSession:
     request = parse(pb.InitializeSessionRequest, call.raw)
-    metadata = dict(request.metadata)
-    for key in _TRACE_KEYS:
-        metadata.pop(key, None)
     config = request.config
+    about = envelope(request, request.metadata, call.metadata)
     return InitializeSession(
-        envelope(request, request.metadata, call.metadata)._replace(metadata=_NO_METADATA),
-        metadata,
+        about._replace(metadata={}),
+        about.metadata,
         (config.enable_caching, config.cache_ttl_seconds, config.enable_telemetry),
     )
 

@@ -124,15 +124,15 @@ def unseal(stored: StoredRecord, previous: bytes, large: LargeValues) -> Transac
         raise _damaged(stored, "its digest does not match its bytes and the record before")
     try:
         record = Record.FromString(stored.header)
+        if record.schema > SCHEMA or any(e.WhichOneof("kind") is None for e in record.events):
+            raise FailedPrecondition(
+                f"offset {stored.first_offset} was written by a newer release (schema "
+                f"{record.schema}; this one reads {SCHEMA}): start a newer snakepit_bridge",
+                first_offset=stored.first_offset,
+            )
         packed = Values.FromString(stored.values)
     except DecodeError as error:
         raise _damaged(stored, f"it cannot be parsed ({error})") from error
-    if record.schema > SCHEMA:
-        raise FailedPrecondition(
-            f"the log holds records of schema {record.schema}; this release reads up to "
-            f"{SCHEMA}: start a newer snakepit_bridge",
-            first_offset=stored.first_offset,
-        )
     if record.first_offset != stored.first_offset or len(record.events) != stored.events:
         raise _damaged(stored, "its offsets differ from those it is stored under")
     values = _unpack(stored, record, packed, large)
@@ -153,7 +153,7 @@ def _unpack(
         if any_:
             value = make_value(any_, binary)
         elif digest in found:
-            value = found[digest]
+            value = make_value(*found[digest][:2])
         else:
             raise _damaged(stored, f"its value {digest.hex()[:16]} is missing")
         if value.digest != digest:

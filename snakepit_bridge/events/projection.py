@@ -152,8 +152,8 @@ def apply(state: SessionState, transaction: Transaction) -> list[str]:
         change = _CHANGES.get(kind)
         if change is None:
             raise FailedPrecondition(
-                f"offset {offset} holds an event of a kind this release does not know "
-                f"({kind or 'unnamed'}): start a newer snakepit_bridge"
+                f"offset {offset} holds an event of a kind that this release does not know "
+                f"({kind}): start a newer snakepit_bridge"
             )
         id_ = change(state, getattr(event, kind), offset, facts, following)
         if id_:
