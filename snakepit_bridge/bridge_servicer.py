@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from snakepit_bridge import bridge_service_pb2 as pb
@@ -31,7 +32,7 @@ from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.model import MAX_TRANSACTION
 from snakepit_bridge.events.projection import VariableState
-from snakepit_bridge.events.reading import PastVersion, versions
+from snakepit_bridge.events.reading import versions
 from snakepit_bridge.sessions import (
     LoadTask,
     find,
@@ -52,13 +53,13 @@ class Mutation(NamedTuple):
     """One mutating call on its way through the committer, whose thread runs both methods."""
 
     read: Callable[[Call], Any]
-    write: Callable[[Outcome], bytes]
+    write: Callable[[Outcome], Any]
     call: Call
 
     def command(self) -> Any:  # noqa: ANN401 - any of ``commands``
         return self.read(self.call)
 
-    def answer(self, outcome: Outcome) -> bytes:
+    def answer(self, outcome: Outcome) -> Any:  # noqa: ANN401 - as ``write`` says
         return self.write(outcome)
 
 
@@ -74,7 +75,7 @@ class BridgeServicer:
         self._max_message_bytes = max_message_bytes
         self.methods: dict[str, Method] = {
             "Ping": self.ping,
-            "InitializeSession": self._mutate(wire.initialize_session, wire.initialized),
+            "InitializeSession": self.initialize_session,
             "CleanupSession": self._mutate(wire.cleanup_session, wire.cleaned_up),
             "GetSession": self.get_session,
             "Heartbeat": self.heartbeat,
@@ -96,6 +97,13 @@ class BridgeServicer:
             return submit(Mutation(read, write, call))
 
         return method
+
+    async def initialize_session(self, call: Call) -> bytes:
+        outcome: Outcome = await self._gate.submit(
+            Mutation(wire.initialize_session, _as_it_is, call)
+        )
+        variables = await self._encode(outcome.variables, "list the variables by pages")
+        return wire.initialized(outcome, variables)
 
     async def ping(self, call: Call) -> bytes:
         request = wire.parse(pb.PingRequest, call.raw)
@@ -153,7 +161,7 @@ class BridgeServicer:
             head = state.head
             found = {identifier: state.find(identifier) for identifier in identifiers}
         present = {key: variable for key, variable in found.items() if variable is not None}
-        encoded = await self._encode(list(present.values()))
+        encoded = await self._encode(list(present.values()), "ask in several calls")
         response = views.BatchGetVariablesResponseView(
             missing_variables=[key for key, variable in found.items() if variable is None],
             offset=head,
@@ -166,9 +174,8 @@ class BridgeServicer:
     async def list_variables(self, call: Call) -> bytes:
         request = wire.parse(pb.ListVariablesRequest, call.raw)
         matches = name_filter(request.pattern)
-        size, after, _ = _page(request)
         log = await self._live_log(request)
-        _check_token(request, log)
+        size, after, _ = _page(request, log, "list")
         head, variables = head_and(log)
         chosen = [
             variable
@@ -179,9 +186,9 @@ class BridgeServicer:
         token = ""
         if size and len(chosen) > size:
             chosen = chosen[:size]
-            token = _token(log, chosen[-1].definition.registered)
+            token = _token(log, "list", chosen[-1].definition.registered)
         response = views.ListVariablesResponseView(
-            variables=await self._encode(chosen),
+            variables=await self._encode(chosen, _BY_PAGES),
             offset=head,
             log_epoch=log.id.epoch,
             next_page_token=token,
@@ -194,18 +201,19 @@ class BridgeServicer:
             raise InvalidRequest(
                 f"limit {request.limit} is negative: 0 asks for all", field="limit"
             )
-        size, after, left = _page(request)
         log = await self._live_log(request)
-        _check_token(request, log)
-        head, newest = newest_event(log, request.variable_identifier)
+        head, id_, newest = newest_event(log, request.variable_identifier)
+        size, after, left = _page(request, log, id_)
         limit = left or request.limit
         count = min(size or limit, limit or size)
-        past = await asyncio.to_thread(self._history, log, after or newest, count)
+        past, following = await asyncio.to_thread(
+            self._history, log, id_, after or newest, count, cut=size > 0
+        )
         token = ""
-        if past and past[-1].previous_offset and (not limit or limit > len(past)):
-            token = _token(log, past[-1].previous_offset, limit and limit - len(past))
+        if following and (not limit or limit > len(past)):
+            token = _token(log, id_, following, limit and limit - len(past))
         response = views.GetVariableHistoryResponseView(
-            entries=[wire.history_entry(version, log.id.epoch) for version in past],
+            entries=past,
             offset=head,
             log_epoch=log.id.epoch,
             next_page_token=token,
@@ -243,32 +251,48 @@ class BridgeServicer:
             request.target_version,
         )
 
-    def _history(self, log: LoadedLog, offset: int, count: int) -> list[PastVersion]:
-        past: list[PastVersion] = []
+    def _history(
+        self, log: LoadedLog, id_: str, offset: int, count: int, *, cut: bool
+    ) -> tuple[list[bytes], int]:
+        """Encoded entries from ``offset`` backwards, and where the next one is.
+
+        :param cut: end a page before it grows too large, instead of refusing.
+        """
+        entries: list[bytes] = []
         size = 0
-        for version in versions(self._committer.engine, log.id, offset):
-            past.append(version)
-            size += len(version.value.any) + len(version.value.binary)
-            if version.previous is not None:
-                size += len(version.previous.any) + len(version.previous.binary)
-            self._check_size(size)
-            if count and len(past) == count:
-                break
-        return past
+        for past in versions(self._committer.engine, log.id, id_, offset):
+            entry = wire.history_entry(past, log.id.epoch)
+            size += len(entry)
+            if size > self._max_message_bytes and entries:
+                if cut:
+                    return entries, past.offset
+                self._check_size(size, _BY_PAGES)
+            entries.append(entry)
+            if len(entries) == count:
+                return entries, past.previous_offset
+        return entries, 0
 
-    async def _encode(self, variables: Sequence[VariableState]) -> list[bytes]:
-        self._check_size(sum(len(v.value.any) + len(v.value.binary) for v in variables))
+    async def _encode(self, variables: Sequence[VariableState], advice: str) -> list[bytes]:
+        """Serialized variables; ``advice`` is what to do if they are too many for one answer."""
         if len(variables) <= INLINE_WORK:
-            return [wire.variable_bytes(variable) for variable in variables]
-        return await asyncio.to_thread(
-            lambda: [wire.variable_bytes(variable) for variable in variables]
-        )
+            return self._encoded(variables, advice)
+        return await asyncio.to_thread(self._encoded, variables, advice)
 
-    def _check_size(self, size: int) -> None:
+    def _encoded(self, variables: Sequence[VariableState], advice: str) -> list[bytes]:
+        encoded = []
+        size = 0
+        for variable in variables:
+            data = wire.variable_bytes(variable)
+            size += len(data)
+            self._check_size(size, advice)
+            encoded.append(data)
+        return encoded
+
+    def _check_size(self, size: int, advice: str) -> None:
         if size > self._max_message_bytes:
             raise ResourceExhausted(
                 f"the answer is larger than the message limit of {self._max_message_bytes} "
-                "bytes: ask by pages (page_size)"
+                f"bytes: {advice}"
             )
 
     async def _log(self, session_id: str) -> LoadedLog | None:
@@ -305,12 +329,24 @@ class BridgeServicer:
         return log
 
 
-def _token(log: LoadedLog, offset: int, left: int = 0) -> str:
+_BY_PAGES = "ask by pages (page_size)"
+
+
+def _as_it_is(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+def _token(log: LoadedLog, of: str, offset: int, left: int = 0) -> str:
     """Where the next page begins; ``left`` entries of a limit are still to come."""
-    return f"{log.id.epoch}:{offset}:{left}"
+    return f"{log.id.epoch}:{_mark(of)}:{offset}:{left}"
 
 
-def _page(request: Any) -> tuple[int, int, int]:  # noqa: ANN401 - any request with pages
+def _mark(of: str) -> str:
+    """Tells the pages of one list or history from those of others."""
+    return blake2b(of.encode(), digest_size=8).hexdigest()
+
+
+def _page(request: Any, log: LoadedLog, of: str) -> tuple[int, int, int]:  # noqa: ANN401
     """Size of the page (0 = all), and offset and rest of the limit from its token."""
     if request.page_size < 0:
         raise InvalidRequest(
@@ -320,22 +356,19 @@ def _page(request: Any) -> tuple[int, int, int]:  # noqa: ANN401 - any request w
     if not token:
         return request.page_size, 0, 0
     match = _TOKEN.fullmatch(token)
-    if match is None:
+    if match is None or match[2] != _mark(of) or int(match[3]) > log.committed.head:
         raise InvalidRequest(
-            f"page_token {quote(token)} is none that this bridge gave", field="page_token"
+            f"page_token {quote(token)} is none that this bridge gave for these pages",
+            field="page_token",
         )
-    return request.page_size, int(match[2]), int(match[3])
-
-
-_TOKEN = re.compile(r"([0-9a-f]{1,32}):([0-9]{1,19}):([0-9]{1,10})")
-
-
-def _check_token(request: Any, log: LoadedLog) -> None:  # noqa: ANN401 - as above
-    epoch = request.page_token.partition(":")[0]
-    if epoch and epoch != log.id.epoch:
+    if match[1] != log.id.epoch:
         raise FailedPrecondition(
-            f"the pages were begun on log {quote(epoch)}, which is now {log.id.epoch}: "
+            f"the pages were begun on log {match[1]}, which is now {log.id.epoch}: "
             "begin again without page_token",
             field="page_token",
             log_epoch=log.id.epoch,
         )
+    return request.page_size, int(match[3]), int(match[4])
+
+
+_TOKEN = re.compile(r"([0-9a-f]{16}):([0-9a-f]{16}):([0-9]{1,19}):([0-9]{1,10})")

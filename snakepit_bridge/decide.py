@@ -63,6 +63,9 @@ __all__ = ["decide", "recall"]
 MAX_NAME_BYTES = 256
 """Of session ids, variable names and request ids; the wire contract's limit for names."""
 
+MAX_VALUE_BYTES = 96 * 1024 * 1024
+"""Three quarters of a message, so that a value and what surrounds it fit into one."""
+
 MAX_VERSION = 2**31 - 1
 """``Variable.version`` is an int32 on the wire."""
 
@@ -104,9 +107,35 @@ def _decide_once(state: SessionState, command: Command) -> Decision:
                 "a retry repeats the same request, a new request needs a new id",
                 field="request_id",
             )
-        if not (isinstance(command, SetVariables) and not command.atomic):
-            return Decision((), Recall(known.first_offset))
+        if isinstance(command, SetVariables) and not command.atomic:
+            return _retry_batch(state, command)._replace(request=(method, digest))
+        return Decision((), Recall(known.first_offset))
     return _decide(state, command)._replace(request=(method, digest))
+
+
+def _retry_batch(state: SessionState, command: SetVariables) -> Decision:
+    """A batch that is not atomic, come again: only the keys not yet written are decided."""
+    request_id = command.envelope.request_id
+    found = {key: state.requests.get((request_id, key)) for key, _ in command.updates}
+    done = {key: known for key, known in found.items() if known is not None}
+    versions = {key: known.version for key, known in done.items()}
+    offset = max((known.first_offset for known in done.values()), default=0)
+    updates = tuple(update for update in command.updates if update[0] not in done)
+    if not updates:
+        return Decision((), Answer(offset, versions=versions, duplicate=True))
+    expected = {key: v for key, v in command.expected_versions.items() if key not in done}
+    left = command._replace(updates=updates, expected_versions=expected)
+    if not state.head or state.ended:
+        return _decide_unborn(state, left)
+    drafts, answer = _set_many(state, left)[:2]
+    if isinstance(answer, Recall):
+        raise TypeError("a batch is decided, not recalled")
+    answer = answer._replace(
+        offset=answer.offset or offset,
+        versions=versions | dict(answer.versions),
+        duplicate=not drafts and bool(done),
+    )
+    return Decision(drafts, answer)
 
 
 def _decide_unborn(state: SessionState, command: Command) -> Decision:
@@ -247,13 +276,7 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
     errors: dict[str, str] = {}
     versions: dict[str, int] = {}
     expected = command.expected_versions
-    request_id = "" if command.atomic else command.envelope.request_id
-    recalled = 0  # offset of the last key that a retry finds written
     for (key, incoming), variable in zip(command.updates, variables, strict=True):
-        if request_id and (known := state.requests.get((request_id, key))) is not None:
-            versions[key] = known.version
-            recalled = max(recalled, known.first_offset)
-            continue
         try:
             event, value = _set_event(variable, incoming, expected.get(key, 0) if expected else 0)
         except BridgeError as error:
@@ -265,12 +288,7 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
         versions[key] = variable.version + 1
     if command.atomic and errors:
         return Decision((), Answer(0, errors=errors, refused=True))
-    answer = Answer(
-        state.head + len(events) if events else recalled,
-        versions=versions,
-        errors=errors,
-        duplicate=recalled > 0 and not events,
-    )
+    answer = Answer(state.head + len(events) if events else 0, versions=versions, errors=errors)
     if not events:
         return Decision((), answer)
     if command.atomic:
@@ -395,6 +413,13 @@ def _checked(
         raise InvalidValue(
             f"variable {quote(name)}: {error.message}", field=error.field or "value"
         ) from error
+    size = len(value.any) + len(value.binary)
+    if size > MAX_VALUE_BYTES:
+        raise ResourceExhausted(
+            f"variable {quote(name)}: a value of {size} bytes is larger than the limit of "
+            f"{MAX_VALUE_BYTES}",
+            field="value",
+        )
     return value
 
 

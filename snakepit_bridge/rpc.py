@@ -17,10 +17,10 @@ from google.rpc.status_pb2 import Status
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge.bridge_servicer import Method
-from snakepit_bridge.errors import BridgeError, InternalError, Unimplemented
+from snakepit_bridge.errors import BridgeError, InternalError, Unavailable, Unimplemented
 from snakepit_bridge.wire import Call
 
-__all__ = ["SERVICE", "fail", "handlers"]
+__all__ = ["SERVICE", "Door", "fail", "handlers"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +34,32 @@ MAX_MESSAGE = 1024
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def handlers(methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
+class Door:
+    """Counts the calls inside, and lets no more in once it is shut."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.arrived = 0
+        self.shut = False
+
+    def enter(self) -> None:
+        """:raises Unavailable: the bridge is draining."""
+        self.arrived += 1
+        if self.shut:
+            raise Unavailable("the bridge is shutting down: retry with another one")
+        self.inside += 1
+
+    def leave(self) -> None:
+        self.inside -= 1
+
+
+def handlers(methods: Mapping[str, Method], door: Door) -> grpc.GenericRpcHandler:
     """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED."""
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
         {
             method.name: _HANDLERS[method.client_streaming, method.server_streaming](
-                _unary(methods[method.name])
+                _unary(methods[method.name], door)
                 if method.name in methods
                 else _unimplemented(method.name)
             )
@@ -56,10 +75,14 @@ _HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]
 }
 
 
-def _unary(method: Method) -> Callable[[bytes, Context], Any]:
+def _unary(method: Method, door: Door) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
-            return await method(Call(raw, context.invocation_metadata() or ()))
+            door.enter()
+            try:
+                return await method(Call(raw, context.invocation_metadata() or ()))
+            finally:
+                door.leave()
         except BridgeError as error:
             await fail(context, error)
         except Exception:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from snakepit_bridge.bridge_servicer import BridgeServicer
 from snakepit_bridge.decide import decide, recall
@@ -30,7 +30,7 @@ from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.urls import open_log
-from snakepit_bridge.rpc import SERVICE, handlers
+from snakepit_bridge.rpc import SERVICE, Door, handlers
 
 __all__ = ["CannotServe", "Settings", "run", "serve"]
 
@@ -79,38 +79,61 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     engine: EventLog = open_log(settings.log)
     committer = Committer(engine, decide, recall)
+    door = Door()
     try:
         servicer = BridgeServicer(
             committer, Gate(committer, loop), max_message_bytes=MAX_MESSAGE_BYTES
         )
-        server, health_servicer, port = await _start(servicer, settings.port)
+        server, health_servicer, port = await _start(servicer, door, settings.port)
         committer.start()
         logger.info("serving %s on port %d", engine.url, port)
         try:
             _announce(port, settings.ready_file)
             await stop.wait()
-            logger.info("draining")
             await health_servicer.enter_graceful_shutdown()
         finally:
-            await server.stop(settings.grace)
+            await _drain(server, door, settings.grace)
     finally:
         await asyncio.to_thread(committer.close)
     logger.info("stopped")
 
 
+async def _drain(server: grpc.aio.Server, door: Door, grace: float) -> None:
+    """Let no call in, answer those that have arrived, then stop.
+
+    gRPC cancels what has arrived but not reached a handler when it stops; so it stops only
+    when nothing has arrived for a while.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + grace
+    door.shut = True
+    logger.info("draining %d calls", door.inside)
+    arrived = -1
+    while (door.inside or arrived != door.arrived) and loop.time() + _QUIET < end:
+        arrived = door.arrived
+        await asyncio.sleep(_QUIET)
+    # With nothing running there is nothing to wait for but peers that keep idle connections.
+    await server.stop(max(0.0, end - loop.time()) if door.inside else 0)
+
+
+_QUIET = 0.02
+"""Seconds without a new call after which none is on its way to a handler."""
+
+
 async def _start(
-    servicer: BridgeServicer, port: int
+    servicer: BridgeServicer, door: Door, port: int
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     """Bind 127.0.0.1 and, where there is IPv6, ::1 on the same number; then serve."""
     for _ in range(_ATTEMPTS if port == 0 else 1):
         server = grpc.aio.server(options=_OPTIONS)
-        health_servicer = _add_services(server, servicer)
+        health_servicer = _add_services(server, servicer, door)
         try:
             bound = _bind(server, "127.0.0.1", port)
             if _has_ipv6():
                 _bind(server, "[::1]", bound)
         except _PortTaken:
             continue
+        await health_servicer.set(SERVICE.full_name, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         return server, health_servicer, bound
     raise CannotServe(
@@ -140,6 +163,15 @@ class _PortTaken(Exception):
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    # gRPC writes a line of its own to stderr when it cannot bind, so a socket tries first.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+            probe.listen()
+        except OSError as error:
+            raise _PortTaken from error
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
@@ -158,10 +190,12 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _add_services(server: grpc.aio.Server, servicer: BridgeServicer) -> health.aio.HealthServicer:
+def _add_services(
+    server: grpc.aio.Server, servicer: BridgeServicer, door: Door
+) -> health.aio.HealthServicer:
     from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - 30 ms of start-up
 
-    server.add_generic_rpc_handlers((handlers(servicer.methods),))
+    server.add_generic_rpc_handlers((handlers(servicer.methods, door),))
     servicer_of_health = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer_of_health, server)
     names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -179,6 +213,7 @@ def _announce(port: int, ready_file: Path | None) -> None:
                 os.fsync(file.fileno())
             temporary.replace(ready_file)
         except OSError as error:
+            temporary.unlink(missing_ok=True)
             raise CannotServe(f"cannot write the ready file {ready_file}: {error}") from error
     sys.stdout.write(f"GRPC_READY:{port}\n")
     sys.stdout.flush()

@@ -322,8 +322,8 @@ class SessionContext:
         if limit < 0:
             raise InvalidRequest(f"limit {limit} is negative: 0 asks for all", field="limit")
         entries: list[VariableVersion] = []
-        _, offset = newest_event(log, identifier)
-        for past in versions(self._committer.engine, log.id, offset):
+        _, id_, offset = newest_event(log, identifier)
+        for past in versions(self._committer.engine, log.id, id_, offset):
             entries.append(as_version(past))
             if len(entries) == limit:
                 break

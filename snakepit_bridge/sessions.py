@@ -69,8 +69,8 @@ def head_and(log: LoadedLog) -> tuple[int, Sequence[VariableState]]:
         return log.committed.head, list(log.committed.variables.values())
 
 
-def newest_event(log: LoadedLog, identifier: str) -> tuple[int, int]:
-    """The head, and where the history of a variable begins to be walked backwards.
+def newest_event(log: LoadedLog, identifier: str) -> tuple[int, str, int]:
+    """The head, the id of a variable, and where its history begins to be walked backwards.
 
     A deleted variable answers by its id.
 
@@ -79,11 +79,13 @@ def newest_event(log: LoadedLog, identifier: str) -> tuple[int, int]:
     with log.lock:
         state = log.committed
         variable = state.find(identifier)
-        offset = variable.offset if variable else state.deleted.get(identifier, 0)
+        deleted = state.deleted.get(identifier, 0)
         head = state.head
-    if not offset:
+    if variable is not None:
+        return head, variable.definition.id, variable.offset
+    if not deleted:
         raise VariableNotFound(identifier)
-    return head, offset
+    return head, identifier, deleted
 
 
 def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -> PastValue:
@@ -100,7 +102,7 @@ def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -
             f"{variable.version}",
             field="target_version",
         )
-    for past in versions(engine, log.id, variable.offset):
+    for past in versions(engine, log.id, variable.definition.id, variable.offset):
         if past.version == target:
             return PastValue(variable.definition.id, past.value)
     raise VersionNotFound(

@@ -6,7 +6,7 @@ here: an ``Any`` goes from request to log to response as bytes (``wire_views.pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -168,13 +168,14 @@ def variable_bytes(variable: VariableState) -> bytes:
     return view.SerializeToString()
 
 
-def initialized(outcome: Outcome) -> bytes:
+def initialized(outcome: Outcome, encoded: Sequence[bytes]) -> bytes:
+    """The answer to InitializeSession; ``encoded`` are the outcome's variables."""
     answer, epoch, _, variables = outcome
     response = views.InitializeSessionResponseView(
         success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
     )
-    for variable in variables:
-        response.initial_variables.add(key=variable.definition.name, value=variable_bytes(variable))
+    for variable, data in zip(variables, encoded, strict=True):
+        response.initial_variables.add(key=variable.definition.name, value=data)
     return response.SerializeToString()
 
 

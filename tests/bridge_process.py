@@ -49,7 +49,7 @@ class BridgeProcess:
         self._stderr.start()
         self.port = self._wait_until_ready()
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}", options=UNLIMITED)
-        self.stub: Any = stubs.BridgeServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.stub: Any = stubs.BridgeServiceStub(self.channel)
 
     def _drain_stderr(self) -> None:
         assert self.process.stderr is not None
@@ -64,8 +64,7 @@ class BridgeProcess:
         timer.cancel()
         if not line.startswith("GRPC_READY:"):
             self.process.kill()
-            self.process.wait()
-            self._stderr.join()
+            self._reap()
             raise AssertionError(f"no readiness but {line!r}:\n{''.join(self.stderr_lines)}")
         return int(line.removeprefix("GRPC_READY:"))
 

@@ -88,9 +88,7 @@ class EngineContract:
             engine.append([(LOG, record(2))])
         assert engine.latest("session") is None
 
-    def test_one_append_may_hold_several_logs_and_several_records(
-        self, engine: EventLog
-    ) -> None:
+    def test_one_append_may_hold_several_logs_and_several_records(self, engine: EventLog) -> None:
         other = LogId("other", "epoch-2")
         engine.append(
             [(LOG, record(1)), (other, record(1, 2)), (LOG, record(2)), (other, record(3))]
@@ -110,9 +108,7 @@ class EngineContract:
         assert offsets(engine.read(LOG)) == [1]
         assert engine.record_at(LOG, 5) == record(1, 5)
 
-    def test_reading_begins_at_the_record_that_holds_the_offset(
-        self, engine: EventLog
-    ) -> None:
+    def test_reading_begins_at_the_record_that_holds_the_offset(self, engine: EventLog) -> None:
         for first, count in ((1, 3), (4, 1), (5, 4), (9, 1)):
             engine.append([(LOG, record(first, count))])
         expected = {0: [1, 4, 5, 9], 1: [1, 4, 5, 9], 2: [1, 4, 5, 9], 3: [4, 5, 9], 4: [5, 9]}

@@ -22,7 +22,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-LEVELS = ("debug", "info", "warning", "error")
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "none": logging.CRITICAL + 1,
+}
 
 
 @app.callback()
@@ -54,7 +60,7 @@ def serve(
         float, typer.Option(min=0, max=3600, help="Seconds running calls get on SIGTERM.")
     ] = 1.5,
     log_level: Annotated[
-        str, typer.Option(help="debug, info, warning or error.", envvar="SNAKEPIT_LOG_LEVEL")
+        str, typer.Option(help="debug, info, warning, error or none.", envvar="SNAKEPIT_LOG_LEVEL")
     ] = "info",
 ) -> None:
     """Serve until SIGTERM or SIGINT (Ctrl-C).
@@ -65,7 +71,7 @@ def serve(
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"choose one of {', '.join(LEVELS)}", param_hint="--log-level")
     logging.basicConfig(
-        level=log_level.upper(),
+        level=LEVELS[log_level.lower()],
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )

@@ -12,7 +12,8 @@ waiting and makes one commit of it::
 * After a failed append nothing more is written until the engine has *settled*: only then
   is it read what was stored, and the waiters are told that.
 
-Lock order: a ``LoadedLog.lock`` is taken alone, for a few dictionary updates.
+Locks: a ``LoadedLog.lock`` for a few dictionary updates, the committer's door to queue;
+neither is taken while another is held.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from snakepit_bridge.events.model import (
     Transaction,
 )
 from snakepit_bridge.events.projection import SessionState, VariableState, apply
-from snakepit_bridge.events.reading import fold, transaction_at
+from snakepit_bridge.events.reading import fold, state_after, transaction_at
 
 __all__ = ["Committer", "LoadedLog", "Outcome", "Task"]
 
@@ -126,6 +127,8 @@ class Committer:
         """The same as it is committed; written by the committer, read by all."""
         self._broken: AppendError | None = None
         self._closing = False
+        self._door = threading.Lock()
+        """Held to queue and to close, so that nothing is queued behind the end."""
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -139,9 +142,10 @@ class Committer:
 
         :raises Unavailable: the committer is closing.
         """
-        if self._closing:
-            raise Unavailable("the bridge is shutting down: retry with another one")
-        self._inbox.put((tasks, deliver))
+        with self._door:
+            if self._closing:
+                raise Unavailable("the bridge is shutting down: retry with another one")
+            self._inbox.put((tasks, deliver))
 
     def loaded(self, session_id: str) -> LoadedLog | None:
         """The session's newest log, if it is in memory; ``LoadSession`` brings it there."""
@@ -149,11 +153,12 @@ class Committer:
 
     def close(self) -> None:
         """Commit and answer everything queued, then close the engine. Idempotent."""
-        if not self._closing:
-            self._closing = True
-            self._inbox.put(None)
-            if self._thread.ident is None:
-                self._thread.start()
+        with self._door:
+            first, self._closing = not self._closing, True
+            if first:
+                self._inbox.put(None)
+                if self._thread.ident is None:
+                    self._thread.start()
         self._thread.join()
 
     def _run(self) -> None:
@@ -286,17 +291,15 @@ class Committer:
         """Answer a duplicate as the first time, from the record it became then."""
         transaction = transaction_at(self.engine, log, first_offset)
         answer = self._recall(command, transaction)
-        current = self._working[log.session_id].working
-        variable = None
-        if answer.variable_id:
-            scratch = SessionState()
-            known = current.variables.get(answer.variable_id)
-            if known is not None:
-                scratch.variables[answer.variable_id] = known
-            apply(scratch, transaction)
-            variable = scratch.variables.get(answer.variable_id)
-        variables = tuple(current.variables.values()) if answer.show_state else ()
-        return Outcome(answer, log.epoch, variable, variables)
+        id_ = answer.variable_id
+        if not (id_ or answer.show_state):
+            return Outcome(answer, log.epoch)
+        now = self._working[log.session_id].working.variables.get(id_)
+        if now is not None and now.offset == answer.offset:
+            return Outcome(answer, log.epoch, now)
+        then = state_after(self.engine, log, transaction)
+        everything = tuple(then.variables.values()) if answer.show_state else ()
+        return Outcome(answer, log.epoch, then.variables.get(id_), everything)
 
     def _settle(self) -> None:
         """Bring the engine back; until this succeeds nothing is decided.

@@ -12,8 +12,9 @@ from snakepit_bridge.errors import DataLoss
 from snakepit_bridge.events.codec import unseal, value_digests
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import GENESIS, Event, LogId, Record, Transaction, Value
+from snakepit_bridge.events.projection import SessionState, apply
 
-__all__ = ["PastVersion", "fold", "transaction_at", "versions"]
+__all__ = ["PastVersion", "fold", "state_after", "transaction_at", "versions"]
 
 
 def fold(engine: EventLog, log: LogId) -> Iterator[Transaction]:
@@ -42,6 +43,23 @@ def transaction_at(engine: EventLog, log: LogId, offset: int) -> Transaction:
     return unseal(found[0], previous, engine.large_values)
 
 
+def state_after(engine: EventLog, log: LogId, transaction: Transaction) -> SessionState:
+    """What is known right after a transaction, of the variables that it touched at least.
+
+    Only changes of variables need what went before them; what begins something does not.
+
+    :raises DataLoss: an event on the way is damaged or missing.
+    """
+    state = SessionState()
+    if any(event.HasField("variable_set") for event in transaction.events):
+        for earlier in fold(engine, log):
+            if earlier.last_offset >= transaction.last_offset:
+                break
+            apply(state, earlier)
+    apply(state, transaction)
+    return state
+
+
 class PastVersion(NamedTuple):
     """One version of a variable, as its event tells it."""
 
@@ -55,15 +73,18 @@ class PastVersion(NamedTuple):
     record: Record
 
 
-def versions(engine: EventLog, log: LogId, offset: int) -> Iterator[PastVersion]:
+def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[PastVersion]:
     """The versions of a variable, newest first.
 
+    :param id_: of the variable.
     :param offset: the event that made the newest, or that deleted the variable.
-    :raises DataLoss: an event on the way is damaged or missing.
+    :raises DataLoss: an event on the way is damaged or missing, or of another variable.
     """
     while offset:
         transaction = transaction_at(engine, log, offset)
         event, values = _event_at(transaction, offset)
+        if getattr(getattr(event, str(event.WhichOneof("kind"))), "id", None) != id_:
+            raise _lost(log, offset)
         if event.HasField("variable_deleted"):
             offset = event.variable_deleted.previous_offset
             continue
