@@ -190,7 +190,11 @@ class Committer:
         start = 0
         for group, deliver in groups:
             end = start + len(group)
-            deliver(results if len(groups) == 1 else results[start:end])
+            try:
+                deliver(results if len(groups) == 1 else results[start:end])
+            except Exception:
+                # Whoever waited is gone, with its event loop; the others are not.
+                logger.exception("%d answers could not be delivered", len(group))
             start = end
 
     def _results(self, tasks: Sequence[Task]) -> list[Any]:
@@ -204,12 +208,17 @@ class Committer:
         stamp = (self._clock(), self.instance)
         for task in tasks:
             try:
-                results.append(self._accept(task.command(), batch, stamp))
+                command = task.command()
+                log = self._log(command.envelope.session_id)
+                state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
+                decision = self._decide(state, epoch, command)
             except BridgeError as error:
                 results.append(error)
             except Exception:
                 logger.exception("a command could not be decided")
                 results.append(InternalError("the bridge failed to decide this; see its log"))
+            else:
+                results.append(self._accept(command, decision, log, batch, stamp))
             batch.ends.append(len(batch.records))
         if batch.records:
             try:
@@ -223,18 +232,26 @@ class Committer:
             for task, result in zip(tasks, results, strict=True)
         ]
 
-    def _accept(self, command: Command, batch: _Batch, stamp: Stamp) -> Outcome | _Duplicate:
+    def _log(self, session_id: str) -> LoadedLog | None:
+        return self._working.get(session_id) or self._load(session_id)
+
+    def _accept(
+        self,
+        command: Command,
+        decision: Decision,
+        log: LoadedLog | None,
+        batch: _Batch,
+        stamp: Stamp,
+    ) -> Outcome | _Duplicate:
+        """Seal and apply what was decided; an exception here fails the batch."""
+        drafts, answer, starts, request = decision
         envelope = command.envelope
-        session_id = envelope.session_id
-        log = self._working.get(session_id) or self._load(session_id)
-        state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
-        drafts, answer, starts, request = self._decide(state, epoch, command)
+        if starts or log is None:
+            log = LoadedLog(LogId(envelope.session_id, self._epochs() if drafts else ""))
+        state, log_id = log.working, log.id
         if drafts:
-            if starts or log is None:
-                log = LoadedLog(LogId(session_id, self._epochs()))
-                self._working[session_id] = log
-                state, epoch = log.working, log.id.epoch
-            log_id = log.id
+            if starts:
+                self._working[log_id.session_id] = log
             touched = batch.touched.get(log_id)
             if touched is None:
                 touched = batch.touched[log_id] = (log, [])
@@ -245,10 +262,10 @@ class Committer:
                 touched[1].extend(apply(state, transaction))
                 batch.records.append((log_id, stored))
         if isinstance(answer, Recall):
-            return _Duplicate(command, LogId(session_id, epoch), answer.first_offset)
+            return _Duplicate(command, log_id, answer.first_offset)
         return Outcome(
             answer,
-            epoch,
+            log_id.epoch,
             state.variables.get(answer.variable_id) if answer.variable_id else None,
             tuple(state.variables.values()) if answer.show_state else (),
         )
@@ -294,9 +311,11 @@ class Committer:
         id_ = answer.variable_id
         if not (id_ or answer.show_state):
             return Outcome(answer, log.epoch)
-        now = self._working[log.session_id].working.variables.get(id_)
-        if now is not None and now.offset == answer.offset:
-            return Outcome(answer, log.epoch, now)
+        current = self._working.get(log.session_id)
+        if current is not None and current.id == log:
+            now = current.working.variables.get(id_)
+            if now is not None and now.offset == answer.offset:
+                return Outcome(answer, log.epoch, now)
         then = state_after(self.engine, log, transaction)
         everything = tuple(then.variables.values()) if answer.show_state else ()
         return Outcome(answer, log.epoch, then.variables.get(id_), everything)

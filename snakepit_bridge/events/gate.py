@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from snakepit_bridge.errors import BridgeError, Unavailable
+from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable
 from snakepit_bridge.events.committer import Committer, Task
 
 __all__ = ["Gate"]
@@ -20,6 +20,9 @@ __all__ = ["Gate"]
 SHARE_OF_PEAK = 0.7
 LONGEST_WAIT = 0.002
 """Seconds a call waits for company."""
+
+MAX_UNDER_WAY = 10_000
+"""Calls that may wait for the committer: about two seconds of its work."""
 
 
 class Gate:
@@ -35,7 +38,14 @@ class Gate:
         self._peak = 1.0
 
     def submit(self, task: Task) -> asyncio.Future[Any]:
-        """Queue a task; the future gets its result or its ``BridgeError``."""
+        """Queue a task; the future gets its result or its ``BridgeError``.
+
+        :raises ResourceExhausted: too many are under way.
+        """
+        if self._under_way >= MAX_UNDER_WAY:
+            raise ResourceExhausted(
+                f"{MAX_UNDER_WAY} calls wait for the log already: slow down and retry"
+            )
         future: asyncio.Future[Any] = self._loop.create_future()
         self._tasks.append(task)
         self._futures.append(future)

@@ -118,6 +118,7 @@ class SqliteLog(EventLog):
         except OSError as error:
             raise LogUnusable(f"cannot use {self.path}: {error.strerror or error}") from error
         self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
+        self._closed = False
         self._tails: dict[LogId, tuple[int, int]] = {}
         """Row id and head of the logs appended to; asked of the file once."""
         try:
@@ -228,10 +229,17 @@ class SqliteLog(EventLog):
     def close(self) -> None:
         while not self._readers.empty():
             self._readers.get_nowait().close()
-        with contextlib.suppress(sqlite3.ProgrammingError):  # it was closed before
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._writer.close()
-        self._owner.release()
+        except sqlite3.Error as error:
+            # What was acknowledged is in the write-ahead log, which the next start reads.
+            logger.warning("the log was closed without a last checkpoint: %s", error)
+        finally:
+            self._writer.close()
+            self._owner.release()
 
     def _open(self) -> sqlite3.Connection:
         connection = self._connect()
