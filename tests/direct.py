@@ -7,11 +7,17 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from snakepit_bridge.commands import Command, WireValue, decide, recall
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from snakepit_bridge.commands import (
+    Command,
+    WireValue,
+)
+from snakepit_bridge.decide import decide, recall
 from snakepit_bridge.errors import BridgeError
 from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
 from snakepit_bridge.events.log import EventLog
-from snakepit_bridge.events.model import LogId
+from snakepit_bridge.events.model import LogId, Value
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import fold
 
@@ -21,9 +27,19 @@ PATIENCE = 30.0
 """Seconds an answer may take before a test gives up on it."""
 
 
+def wire_value(type_name: str, json: str) -> WireValue:
+    """A value as a client sends it."""
+    message = AnyMessage(type_url=f"dspex.variables/{type_name}", value=json.encode())
+    return WireValue(message.SerializeToString())
+
+
 def integer(value: object) -> WireValue:
     """An integer as a client sends it; anything else is a value that is refused."""
-    return WireValue("dspex.variables/integer", str(value).encode())
+    return wire_value("integer", str(value))
+
+
+def json_of(value: WireValue | Value) -> str:
+    return AnyMessage.FromString(value.any).value.decode()
 
 
 class _Task(NamedTuple):

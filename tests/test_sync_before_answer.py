@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -25,14 +23,14 @@ from google.protobuf.message import Message
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
+from tests.strace import STRACE, require_strace
+
+M = TypeVar("M", bound=Message)
 
 SYNCS = ("fdatasync", "fsync")
 WRITES = ("pwrite64", "write", "writev")
 SENDS = ("sendmsg", "sendto", "write", "writev")
 CALLS = ",".join(sorted({*SYNCS, *WRITES, *SENDS}))
-
-# -D: the bridge stays our child, and signals reach it. -xx -s: all bytes of every buffer.
-STRACE = ("strace", "-D", "-f", "-y", "-xx", "-s", "1000000", "-e", "signal=none")
 
 
 class SystemCall(NamedTuple):
@@ -104,21 +102,9 @@ def _data(arguments: str) -> bytes:
     return b"".join(_bytes(part) for part in _BYTES.findall(arguments))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _strace_works(tmp_path_factory: pytest.TempPathFactory) -> None:
-    reason = ""
-    if shutil.which("strace") is None:
-        reason = "strace is not installed"
-    else:
-        out = tmp_path_factory.mktemp("strace") / "trace"
-        tried = subprocess.run(
-            [*STRACE, "-o", str(out), "true"], capture_output=True, text=True, check=False
-        )
-        if tried.returncode or not out.exists() or "exited with 0" not in out.read_text():
-            reason = f"strace may not trace here: {tried.stderr.strip() or 'no trace'}"
-    if reason:
-        reason += "; so it is not shown that acknowledgements wait for the sync"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+@pytest.fixture(autouse=True)
+def _strace() -> None:
+    require_strace()
 
 
 class Traced:
@@ -129,7 +115,7 @@ class Traced:
         self._bridge = bridge
         self._trace_file = trace_file
 
-    def call(self, method: str, request: Any, response: type[Message]) -> Any:
+    def call(self, method: str, request: Any, response: type[M]) -> M:  # noqa: ANN401 - any request
         """Call with a request id of its own; keeps the answer's bytes as they came."""
         request.request_id = f"request-{len(self.acknowledged)}-{os.urandom(8).hex()}"
         raw: Callable[[Message], bytes] = self._bridge.channel.unary_unary(
@@ -150,20 +136,22 @@ class Traced:
         request = pb.SetVariableRequest(
             session_id="s", variable_identifier=name, value=value(number)
         )
-        answer: pb.SetVariableResponse = self.call("SetVariable", request, pb.SetVariableResponse)
-        return answer
+        return self.call("SetVariable", request, pb.SetVariableResponse)
 
     def finish(self) -> Trace:
         assert self._bridge.stop() == 0, self._bridge.stderr
         text = self._trace_file.read_text()
-        assert f"{self._bridge.process.pid} +++ exited with 0 +++" in text, "a trace cut short"
+        last = rf"^{self._bridge.process.pid} +\+\+\+ exited with 0"
+        assert re.search(last, text, re.MULTILINE), "a trace cut short"
         return Trace(text)
 
 
 @contextmanager
 def traced(directory: Path) -> Iterator[Traced]:
     trace_file = directory / "trace"
-    wrapper = (*STRACE, "-e", f"trace={CALLS}", "-o", str(trace_file))
+    # -xx -s: all bytes of every buffer that can hold a record or an answer.
+    options = ("-xx", "-s", "65536", "-e", f"trace={CALLS}", "-o", str(trace_file))
+    wrapper = (*STRACE, *options)
     with BridgeProcess(directory / "bridge.db", wrapper=wrapper) as bridge:
         yield Traced(bridge, trace_file)
 
@@ -197,14 +185,9 @@ def test_of_concurrent_sets_each_is_synced_before_it_is_answered(tmp_path: Path)
 
 
 def test_every_writing_method_is_synced_before_it_is_answered(tmp_path: Path) -> None:
-    session = {"session_id": "s"}
-    variable = {**session, "variable_identifier": "x"}
     with traced(tmp_path) as bridge:
-        bridge.call(
-            "InitializeSession",
-            pb.InitializeSessionRequest(session_id="s"),
-            pb.InitializeSessionResponse,
-        )
+        start = pb.InitializeSessionRequest(session_id="s")
+        bridge.call("InitializeSession", start, pb.InitializeSessionResponse)
         bridge.register("x")
         bridge.set("x", 1)
         for atomic in (True, False):
@@ -212,17 +195,12 @@ def test_every_writing_method_is_synced_before_it_is_answered(tmp_path: Path) ->
                 session_id="s", updates={"x": value(2)}, atomic=atomic
             )
             bridge.call("SetVariables", batch, pb.BatchSetVariablesResponse)
-        bridge.call(
-            "RollbackVariable",
-            pb.RollbackVariableRequest(**variable, target_version=1),
-            pb.RollbackVariableResponse,
-        )
-        bridge.call(
-            "DeleteVariable", pb.DeleteVariableRequest(**variable), pb.DeleteVariableResponse
-        )
-        bridge.call(
-            "CleanupSession", pb.CleanupSessionRequest(**session), pb.CleanupSessionResponse
-        )
+        back = pb.RollbackVariableRequest(session_id="s", variable_identifier="x", target_version=1)
+        bridge.call("RollbackVariable", back, pb.RollbackVariableResponse)
+        away = pb.DeleteVariableRequest(session_id="s", variable_identifier="x")
+        bridge.call("DeleteVariable", away, pb.DeleteVariableResponse)
+        end = pb.CleanupSessionRequest(session_id="s")
+        bridge.call("CleanupSession", end, pb.CleanupSessionResponse)
         trace = bridge.finish()
     assert len(bridge.acknowledged) == 8
     for request_id, answer in bridge.acknowledged.items():
