@@ -63,6 +63,8 @@ class FailingLog(EventLog):
         self.settle_failures = 0
         self.unreadable = False
         self.in_doubt = False
+        self.sessions: set[str] = set()
+        """Those of the append that failed."""
         self.broken_rules: list[str] = []
         self.appending: Callable[[], None] = lambda: None
         """Called inside each append, before anything is stored."""
@@ -73,6 +75,7 @@ class FailingLog(EventLog):
         failure = self.failures.popleft() if self.failures else ""
         if failure:
             self.in_doubt = True
+            self.sessions = {log.session_id for log, _ in records}
         if failure == BEFORE:
             raise AppendError(ResourceExhausted("the disk is full"))
         self.inner.append(records[:1] if failure == IN_PART else records)
@@ -89,15 +92,15 @@ class FailingLog(EventLog):
         self.in_doubt = False
 
     def latest(self, session_id: str) -> LogHead | None:
-        self._reading()
+        self._reading(session_id)
         return self.inner.latest(session_id)
 
     def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
-        self._reading()
+        self._reading(log.session_id)
         return self.inner.read(log, after, limit=limit)
 
     def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
-        self._reading()
+        self._reading(log.session_id)
         return self.inner.read_back(log, before, limit=limit)
 
     def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
@@ -106,9 +109,10 @@ class FailingLog(EventLog):
     def close(self) -> None:
         self.inner.close()
 
-    def _reading(self) -> None:
+    def _reading(self, session_id: str) -> None:
         if threading.current_thread().name == "committer":
-            self._rule(not self.in_doubt, "believed before it was settled")
+            believed = self.in_doubt and session_id in self.sessions
+            self._rule(not believed, "believed before it was settled")
         if self.unreadable:
             raise Unavailable("the engine cannot be read")
 
@@ -263,6 +267,29 @@ def test_while_the_engine_is_gone_the_outcome_is_unknown_and_reading_goes_on(
     assert request_ids(engine, direct.loaded("s").id).count("new") == 1
     assert x_of(direct) == (3, b"1")
     assert_consistent(direct, engine)
+
+
+def test_while_the_engine_is_gone_other_sessions_can_be_read(tmp_path: Path) -> None:
+    with Direct(SqliteLog(tmp_path / "bridge.db")) as before:
+        for session_id in ("s", "idle"):
+            before.ask(RegisterVariable(Envelope(session_id), "x", "integer", integer(7)))
+    engine = FailingLog(SqliteLog(tmp_path / "bridge.db"))
+    with Direct(engine) as direct:
+        engine.failures.append(BEFORE)
+        engine.settle_failures = 4
+        assert isinstance(direct.ask_all(set_x(1))[0], OutcomeUnknown)
+        # A session that was not in memory comes there; nothing can be written in it.
+        reader = SessionContext("idle", committer=direct.committer)
+        assert [variable.value for variable in reader.list_variables()] == [7]
+        with pytest.raises(Unavailable, match="the engine is gone"):
+            reader.set_variable("x", 8)
+        # Of this one it is unknown what is stored, so it is not read anew.
+        with pytest.raises(Unavailable, match="the engine is gone"):
+            direct.ask(LoadSession(Envelope("s")))
+        assert engine.in_doubt
+        assert direct.ask(set_x(2)).answer.number == 2
+        assert reader.set_variable("x", 8) == 2
+    assert engine.broken_rules == []
 
 
 @pytest.mark.parametrize("failure", [BEFORE, IN_PART, AFTER])

@@ -126,6 +126,9 @@ class Committer:
         self._loaded: dict[str, LoadedLog] = {}
         """The same as it is committed; written by the committer, read by all."""
         self._broken: AppendError | None = None
+        """The failure after which the engine has not settled yet."""
+        self._in_doubt: set[str] = set()
+        """Sessions of which it is unknown until then what is stored."""
         self._closing = False
         self._door = threading.Lock()
         """Held to queue and to close, so that nothing is queued behind the end."""
@@ -185,6 +188,7 @@ class Committer:
         except Exception:
             logger.exception("the committer failed on a batch of %d", len(tasks))
             self._broken = AppendError(Unavailable("the bridge is recovering: retry"))
+            self._in_doubt.update(self._working)
             self._working.clear()
             results = [OutcomeUnknown(_UNKNOWN)] * len(tasks)
         start = 0
@@ -202,7 +206,7 @@ class Committer:
             try:
                 self._settle()
             except AppendError as error:
-                return [error.answer] * len(tasks)
+                return [self._while_broken(task, error.answer) for task in tasks]
         batch = _Batch()
         results: list[Any] = []
         stamp = (self._clock(), self.instance)
@@ -231,6 +235,22 @@ class Committer:
             result if isinstance(result, BridgeError) else self._answer(task, result)
             for task, result in zip(tasks, results, strict=True)
         ]
+
+    def _while_broken(self, task: Task, refusal: BridgeError) -> Any:  # noqa: ANN401
+        """Reading goes on, but for sessions of which it is unknown what is stored."""
+        try:
+            command = task.command()
+            session_id = command.envelope.session_id
+            if session_id in self._in_doubt:
+                return refusal
+            log = self._log(session_id)
+            state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
+            decision = self._decide(state, epoch, command)
+            if decision.drafts:
+                return refusal
+            return self._answer(task, self._accept(command, decision, log, _Batch(), (0, "")))
+        except BridgeError as error:
+            return error
 
     def _log(self, session_id: str) -> LoadedLog | None:
         return self._working.get(session_id) or self._load(session_id)
@@ -327,6 +347,7 @@ class Committer:
         """
         self.engine.settle()
         self._broken = None
+        self._in_doubt.clear()
         logger.warning("the log %s can be written again", self.engine.url)
 
     def _after_failure(
@@ -350,7 +371,9 @@ class Committer:
         except (AppendError, BridgeError) as again:
             logger.error("what was stored is not known: %s", again)  # noqa: TRY400 - no defect
             self._broken = again if isinstance(again, AppendError) else error
-            self._working.clear()
+            self._in_doubt.update(sessions)
+            for session_id in sessions:
+                self._working.pop(session_id, None)
             results[:] = [OutcomeUnknown(_UNKNOWN) for _ in results]
             return
         start = 0
