@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
-from tests.test_unary_sessions import METHODS, TIMEOUT, Session, packed
+from tests.wire_session import METHODS, TIMEOUT, Session, packed
 
 SERVED = (
     "Ping",
@@ -164,13 +164,6 @@ CONSTRAINED: dict[str, tuple[str, str, object, object, tuple[str, ...]]] = {
         ("int8", "128"),
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
-    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db") as process:
-        yield process
-        assert process.stop() == 0
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import bridge_service_pb2_grpc as stubs
 from tests.bridge_process import BridgeProcess
-from tests.test_unary_sessions import TIMEOUT, Session, packed
+from tests.wire_session import TIMEOUT, Session, packed
 
 SERVER = (sys.executable, "-m", "snakepit_bridge.server")
 COMMAND = (str(Path(sys.executable).with_name("snakepit-bridge")), "serve")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
-from tests.test_unary_sessions import TIMEOUT, Session, as_duplicate, packed, plain, refused
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
-    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db") as process:
-        yield process
-        assert process.stop() == 0
+from tests.wire_session import TIMEOUT, Session, as_duplicate, packed, plain, refused
 
 
 @pytest.fixture

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
-from tests.test_unary_sessions import Session, packed, plain, refused
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
-    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db") as process:
-        yield process
-        assert process.stop() == 0
-
-
-@pytest.fixture
-def session(bridge: BridgeProcess, request: pytest.FixtureRequest) -> Session:
-    return Session(bridge, request.node.name)
+from tests.wire_session import Session, packed, plain, refused
 
 
 def versions(response: Any) -> list[int]:  # noqa: ANN401 - stubs have no types

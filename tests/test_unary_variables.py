@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,19 +27,7 @@ from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.wire import Call
 from tests.bridge_process import BridgeProcess
-from tests.test_unary_sessions import METHODS, Session, packed, plain, refused
-
-
-@pytest.fixture(scope="module")
-def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
-    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db") as process:
-        yield process
-        assert process.stop() == 0
-
-
-@pytest.fixture
-def session(bridge: BridgeProcess, request: pytest.FixtureRequest) -> Session:
-    return Session(bridge, request.node.name)
+from tests.wire_session import METHODS, Session, packed, plain, refused
 
 
 def test_registering_answers_with_the_whole_variable(session: Session) -> None:

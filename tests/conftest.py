@@ -1,0 +1,22 @@
+"""Fixtures of the tests that speak to a bridge over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.wire_session import Session
+
+
+@pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
+    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db") as process:
+        yield process
+        assert process.stop() == 0
+
+
+@pytest.fixture
+def session(bridge: BridgeProcess, request: pytest.FixtureRequest) -> Session:
+    return Session(bridge, request.node.name)
