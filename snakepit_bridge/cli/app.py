@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,6 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="snakepit-bridge",
-    help="The event-sourced gRPC bridge between Elixir (Snakepit, DSPex) and Python.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -31,9 +31,22 @@ LEVELS = {
 }
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"snakepit-bridge {metadata.version('snakepit-bridge')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
-    """Without a callback typer would make the only command the whole program."""
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Say which release this is.", is_eager=True, callback=_version
+        ),
+    ] = False,
+) -> None:
+    """The event-sourced gRPC bridge between Elixir (Snakepit, DSPex) and Python."""
 
 
 @app.command()
