@@ -2,8 +2,9 @@
 
 Calls are handed over in groups, because waking a thread and being woken costs more than
 deciding: when as many wait as 0.7 times the recent peak of calls under way, or after
-2 ms. A lone caller is a peak of one and goes at once. Measured at 32 in flight, this
-makes batches of 16 instead of 5 and 79 % of a bare server's throughput instead of 70 %.
+2 ms. A lone caller is a peak of one and goes at once. Measured with 32 callers: groups of
+11 to 13 instead of 8 if the peak is forgotten at once, and 76 % of a bare server's throughput
+instead of 71 %.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ __all__ = ["Gate"]
 SHARE_OF_PEAK = 0.7
 LONGEST_WAIT = 0.002
 """Seconds a call waits for company."""
+DECAY = 0.95
+"""What is left of the peak after waiting in vain: from 32 callers to one in 0.15 s."""
 
 MAX_UNDER_WAY = 10_000
 """Calls that may wait for the committer: about two seconds of its work."""
@@ -59,8 +62,8 @@ class Gate:
 
     def _waited(self) -> None:
         self._timer = None
-        # Company did not come: the peak is what is under way now.
-        self._peak = max(1.0, self._under_way)
+        # Less company came than expected: expect a little less.
+        self._peak = max(1.0, self._under_way, self._peak * DECAY)
         self._hand_over()
 
     def _hand_over(self) -> None:
