@@ -1,7 +1,7 @@
 """The BridgeService without a transport: request bytes in, response bytes out.
 
-A method is a ``Mutation`` (read the request, queue the command, write the outcome) or a
-query (answer from the committed projection or the log). An error of the tree is raised;
+A method is a mutation (read the request, queue the command, write the outcome) or a query
+(answer from the committed projection or the log). An error of the tree is raised;
 ``rpc`` turns it into a status. No rule about variables stands here: those are in
 ``decide`` and ``variables``.
 """
@@ -68,11 +68,12 @@ class Mutation(NamedTuple):
         return self.write(outcome)
 
 
-Method = Callable[[Call], Awaitable[bytes]]
+Query = Callable[[bytes], Awaitable[bytes]]
+Mutate = Callable[[Call], Awaitable[bytes]]
 
 
 class BridgeServicer:
-    """The unary methods that this release serves, by name, in ``methods``."""
+    """The unary methods that this release serves, by name, in ``queries`` and ``mutations``."""
 
     def __init__(self, committer: Committer, gate: Gate, *, max_message_bytes: int) -> None:
         self._committer = committer
@@ -80,24 +81,26 @@ class BridgeServicer:
         self._max_message_bytes = max_message_bytes
         self._remembered: dict[int, tuple[VariableState, bytes]] = {}
         """By identity of the version, which is kept so that its identity stays its own."""
-        self.methods: dict[str, Method] = {
+        self.queries: dict[str, Query] = {
             "Ping": self.ping,
-            "InitializeSession": self.initialize_session,
-            "CleanupSession": self._mutate(wire.cleanup_session, wire.cleaned_up),
             "GetSession": self.get_session,
             "Heartbeat": self.heartbeat,
-            "RegisterVariable": self._mutate(wire.register_variable, wire.registered),
             "GetVariable": self.get_variable,
-            "SetVariable": self._mutate(wire.set_variable, wire.was_set),
             "ListVariables": self.list_variables,
-            "DeleteVariable": self._mutate(wire.delete_variable, wire.deleted),
             "GetVariables": self.get_variables,
-            "SetVariables": self._mutate(wire.set_variables, wire.were_set),
             "GetVariableHistory": self.get_variable_history,
+        }
+        self.mutations: dict[str, Mutate] = {
+            "InitializeSession": self.initialize_session,
+            "CleanupSession": self._mutate(wire.cleanup_session, wire.cleaned_up),
+            "RegisterVariable": self._mutate(wire.register_variable, wire.registered),
+            "SetVariable": self._mutate(wire.set_variable, wire.was_set),
+            "DeleteVariable": self._mutate(wire.delete_variable, wire.deleted),
+            "SetVariables": self._mutate(wire.set_variables, wire.were_set),
             "RollbackVariable": self.rollback_variable,
         }
 
-    def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Method:
+    def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Mutate:
         submit = self._gate.submit
 
         def method(call: Call) -> Awaitable[bytes]:
@@ -112,21 +115,21 @@ class BridgeServicer:
         variables = await self._encode(outcome.variables, "list the variables by pages")
         return wire.initialized(outcome, variables)
 
-    async def ping(self, call: Call) -> bytes:
-        request = wire.parse(pb.PingRequest, call.raw)
+    async def ping(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.PingRequest, raw)
         response = pb.PingResponse(message=f"pong: {request.message}")
         response.server_time.GetCurrentTime()
         return response.SerializeToString()
 
-    async def heartbeat(self, call: Call) -> bytes:
-        request = wire.parse(pb.HeartbeatRequest, call.raw)
+    async def heartbeat(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.HeartbeatRequest, raw)
         log = await self._log(request.session_id)
         response = pb.HeartbeatResponse(session_valid=log is not None and log.committed.live)
         response.server_time.GetCurrentTime()
         return response.SerializeToString()
 
-    async def get_session(self, call: Call) -> bytes:
-        request = wire.parse(pb.GetSessionRequest, call.raw)
+    async def get_session(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.GetSessionRequest, raw)
         log = await self._live_log(request)
         with log.lock:
             state = log.committed
@@ -141,8 +144,8 @@ class BridgeServicer:
         response.created_at.FromNanoseconds(state.created_unix_nanos)
         return response.SerializeToString()
 
-    async def get_variable(self, call: Call) -> bytes:
-        request = wire.parse(pb.GetVariableRequest, call.raw)
+    async def get_variable(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.GetVariableRequest, raw)
         log = self._committer.loaded(request.session_id)
         if log is None or request.min_offset or request.log_epoch or log.committed.ended:
             log = await self._live_log(request)
@@ -153,8 +156,8 @@ class BridgeServicer:
         response.log_epoch = log.id.epoch
         return response.SerializeToString()
 
-    async def get_variables(self, call: Call) -> bytes:
-        request = wire.parse(pb.BatchGetVariablesRequest, call.raw)
+    async def get_variables(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.BatchGetVariablesRequest, raw)
         identifiers = request.variable_identifiers
         if len(identifiers) > MAX_TRANSACTION:
             raise ResourceExhausted(
@@ -178,8 +181,8 @@ class BridgeServicer:
             response.variables.add(key=key, value=data)
         return response.SerializeToString()
 
-    async def list_variables(self, call: Call) -> bytes:
-        request = wire.parse(pb.ListVariablesRequest, call.raw)
+    async def list_variables(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.ListVariablesRequest, raw)
         matches = name_filter(request.pattern)
         log = await self._live_log(request)
         size, after, _ = _page(request, log, "list")
@@ -202,8 +205,8 @@ class BridgeServicer:
         )
         return response.SerializeToString()
 
-    async def get_variable_history(self, call: Call) -> bytes:
-        request = wire.parse(pb.GetVariableHistoryRequest, call.raw)
+    async def get_variable_history(self, raw: bytes) -> bytes:
+        request = wire.parse(pb.GetVariableHistoryRequest, raw)
         if request.limit < 0:
             raise InvalidRequest(
                 f"limit {request.limit} is negative: 0 asks for all", field="limit"

@@ -16,7 +16,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
 from snakepit_bridge import bridge_service_pb2 as pb
-from snakepit_bridge.bridge_servicer import Method
+from snakepit_bridge.bridge_servicer import Mutate, Query
 from snakepit_bridge.errors import BridgeError, InternalError, Unavailable, Unimplemented
 from snakepit_bridge.wire import Call
 
@@ -42,26 +42,34 @@ class Door:
         self.arrived = 0
         self.shut = False
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         """:raises Unavailable: the bridge is draining."""
         self.arrived += 1
         if self.shut:
             raise Unavailable("the bridge is shutting down: retry with another one")
         self.inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self.inside -= 1
 
 
-def handlers(methods: Mapping[str, Method], door: Door) -> grpc.GenericRpcHandler:
+def handlers(
+    queries: Mapping[str, Query], mutations: Mapping[str, Mutate], door: Door
+) -> grpc.GenericRpcHandler:
     """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED."""
+
+    def handler(name: str) -> Callable[[Any, Context], Any]:
+        if name in queries:
+            return _query(queries[name], door)
+        if name in mutations:
+            return _mutation(mutations[name], door)
+        return _unimplemented(name)
+
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
         {
             method.name: _HANDLERS[method.client_streaming, method.server_streaming](
-                _unary(methods[method.name], door)
-                if method.name in methods
-                else _unimplemented(method.name)
+                handler(method.name)
             )
             for method in SERVICE.methods
         },
@@ -75,20 +83,26 @@ _HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]
 }
 
 
-def _unary(method: Method, door: Door) -> Callable[[bytes, Context], Any]:
+def _query(method: Query, door: Door) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
-            door.enter()
-            try:
-                return await method(Call(raw, context.invocation_metadata() or ()))
-            finally:
-                door.leave()
-        except BridgeError as error:
+            with door:
+                return await method(raw)
+        except Exception as error:
             await fail(context, error)
-        except Exception:
-            logger.exception("a call failed inside the bridge")
-            await fail(context, InternalError("the bridge failed on this call; see its log"))
-        raise AssertionError("abort raises")
+            raise
+
+    return handle
+
+
+def _mutation(method: Mutate, door: Door) -> Callable[[bytes, Context], Any]:
+    async def handle(raw: bytes, context: Context) -> bytes:
+        try:
+            with door:
+                return await method(Call(raw, context.invocation_metadata() or ()))
+        except Exception as error:
+            await fail(context, error)
+            raise
 
     return handle
 
@@ -100,11 +114,15 @@ def _unimplemented(name: str) -> Callable[[Any, Context], Any]:
     return handle
 
 
-async def fail(context: Context, error: BridgeError) -> None:
+async def fail(context: Context, error: Exception) -> None:
     """End a call with an error: status, message, details and trailers, all at once.
 
-    The details repeat the message, because clients show the one or the other.
+    The details repeat the message, because clients show the one or the other. Aborting a call
+    raises; this never returns.
     """
+    if not isinstance(error, BridgeError):
+        logger.error("a call failed inside the bridge", exc_info=error)
+        error = InternalError("the bridge failed on this call; see its log")
     message = error.message
     if len(message.encode()) > MAX_MESSAGE:
         message = message.encode()[: MAX_MESSAGE - 3].decode("utf-8", "ignore") + "..."

@@ -197,7 +197,7 @@ def _add_services(
 ) -> health.aio.HealthServicer:
     from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - 30 ms of start-up
 
-    server.add_generic_rpc_handlers((handlers(servicer.methods, door),))
+    server.add_generic_rpc_handlers((handlers(servicer.queries, servicer.mutations, door),))
     servicer_of_health = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer_of_health, server)
     names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)

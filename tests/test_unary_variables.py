@@ -550,11 +550,14 @@ async def small() -> AsyncIterator[Callable[..., Awaitable[bytes]]]:
     committer = Committer(MemoryLog(), decide, recall)
     committer.start()
     gate = Gate(committer, asyncio.get_running_loop())
-    methods = BridgeServicer(committer, gate, max_message_bytes=5_000).methods
+    servicer = BridgeServicer(committer, gate, max_message_bytes=5_000)
 
     async def call(method: str, **fields: Any) -> bytes:  # noqa: ANN401
         request = GetMessageClass(METHODS[method].input_type)(session_id="s", **fields)
-        return await methods[method](Call(request.SerializeToString(), ()))
+        raw = request.SerializeToString()
+        if method in servicer.queries:
+            return await servicer.queries[method](raw)
+        return await servicer.mutations[method](Call(raw, ()))
 
     yield call
     await asyncio.to_thread(committer.close)
