@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from snakepit_bridge.events.log import EventLog, LogInUse, LogUnusable
 from snakepit_bridge.events.model import LogId
-from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.sqlite import WAL_BYTES, SqliteLog
 from snakepit_bridge.events.urls import open_log
 from tests.engine_contract import LOG, EngineContract, record
 
@@ -100,4 +101,26 @@ def test_many_sessions_share_one_commit(tmp_path: Path) -> None:
     engine.append([(LogId(f"s{n}", "e"), record(2)) for n in range(500)])
     assert all(engine.latest(f"s{n}") is not None for n in range(500))
     assert len(engine.read(LOG)) == 0
+    engine.close()
+
+
+def test_the_reserved_room_of_the_write_ahead_log_is_no_record(tmp_path: Path) -> None:
+    """A copy of the files as a crash would leave them, before and after the first commit."""
+    path = tmp_path / "bridge.db"
+    engine = SqliteLog(path)
+    reserved = path.with_name("bridge.db-wal").stat().st_size
+    assert reserved in (0, WAL_BYTES)  # none where the disk is nearly full
+    for name, appended in (("before", 0), ("after", 1)):
+        if appended:
+            engine.append([(LOG, record(1))])
+        copy = tmp_path / name
+        copy.mkdir()
+        for file in ("bridge.db", "bridge.db-wal"):
+            shutil.copy(tmp_path / file, copy / file)
+        crashed = SqliteLog(copy / "bridge.db")
+        assert crashed._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert len(crashed.read(LOG)) == appended
+        crashed.append([(LOG, record(appended + 1))])
+        assert len(crashed.read(LOG)) == appended + 1
+        crashed.close()
     engine.close()

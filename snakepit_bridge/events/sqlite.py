@@ -28,7 +28,7 @@ from snakepit_bridge.events.log import AppendError, Conflict, EventLog, LogUnusa
 from snakepit_bridge.events.model import GENESIS, LogHead, LogId, StoredRecord, Value
 from snakepit_bridge.events.owner import Owner
 
-__all__ = ["SqliteLog"]
+__all__ = ["WAL_BYTES", "SqliteLog"]
 
 logger = logging.getLogger(__name__)
 
