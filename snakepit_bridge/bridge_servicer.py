@@ -43,7 +43,12 @@ from snakepit_bridge.sessions import (
 )
 from snakepit_bridge.wire import Call
 
-__all__ = ["BridgeServicer"]
+__all__ = [
+    "BridgeServicer",
+    "Mutate",
+    "Mutation",
+    "Query",
+]
 
 REMEMBERED_VARIABLES = 4_096
 REMEMBERED_BYTES = 4_096

@@ -127,9 +127,7 @@ def _retry_batch(state: SessionState, command: SetVariables) -> Decision:
     left = command._replace(updates=updates, expected_versions=expected)
     if not state.head or state.ended:
         return _decide_unborn(state, left)
-    drafts, answer = _set_many(state, left)[:2]
-    if isinstance(answer, Recall):
-        raise TypeError("a batch is decided, not recalled")
+    drafts, answer = _batch(state, left)
     answer = answer._replace(
         offset=answer.offset or offset,
         versions=versions | dict(answer.versions),
@@ -263,6 +261,10 @@ def _new_version(variable: VariableState, value: Value) -> Event:
 
 
 def _set_many(state: SessionState, command: SetVariables) -> Decision:
+    return Decision(*_batch(state, command))
+
+
+def _batch(state: SessionState, command: SetVariables) -> tuple[tuple[Draft, ...], Answer]:
     if len(command.updates) > MAX_TRANSACTION:
         raise ResourceExhausted(
             f"a batch of {len(command.updates)} updates is larger than the limit of "
@@ -287,18 +289,18 @@ def _set_many(state: SessionState, command: SetVariables) -> Decision:
         keys.append(key)
         versions[key] = variable.version + 1
     if command.atomic and errors:
-        return Decision((), Answer(0, errors=errors, refused=True))
+        return (), Answer(0, errors=errors, refused=True)
     answer = Answer(state.head + len(events) if events else 0, versions=versions, errors=errors)
     if not events:
-        return Decision((), answer)
+        return (), answer
     if command.atomic:
-        return Decision((Draft(tuple(events), tuple(values)),), answer)
+        return (Draft(tuple(events), tuple(values)),), answer
     pairs = zip(values[::2], values[1::2], strict=True)
     drafts = tuple(
         Draft((event,), pair, request_key=key)
         for event, pair, key in zip(events, pairs, keys, strict=True)
     )
-    return Decision(drafts, answer)
+    return drafts, answer
 
 
 def _batch_variables(state: SessionState, command: SetVariables) -> list[VariableState]:

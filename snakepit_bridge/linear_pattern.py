@@ -12,7 +12,12 @@ from typing import Protocol, cast
 
 from snakepit_bridge.errors import quote
 
-__all__ = ["MAX_PATTERN", "compile_pattern", "pattern_fault"]
+__all__ = [
+    "MAX_PATTERN",
+    "Compiled",
+    "compile_pattern",
+    "pattern_fault",
+]
 
 MAX_PATTERN = 1_000
 """Characters of a pattern; RE2 itself bounds repetition counts and nesting at 1,000."""

@@ -32,7 +32,13 @@ from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.rpc import SERVICE, Door, handlers
 
-__all__ = ["CannotServe", "Settings", "run", "serve"]
+__all__ = [
+    "CannotServe",
+    "Settings",
+    "main",
+    "run",
+    "serve",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,26 @@ from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import PastVersion
 
-__all__ = ["Call", "parse", "variable_bytes"]
+__all__ = [
+    "Call",
+    "cleaned_up",
+    "cleanup_session",
+    "delete_variable",
+    "deleted",
+    "envelope",
+    "history_entry",
+    "initialize_session",
+    "initialized",
+    "parse",
+    "register_variable",
+    "registered",
+    "rolled_back",
+    "set_variable",
+    "set_variables",
+    "variable_bytes",
+    "was_set",
+    "were_set",
+]
 
 M = TypeVar("M", bound=Message)
 

@@ -14,7 +14,12 @@ import typer
 
 from snakepit_bridge.events.log import LogUnusable
 
-__all__ = ["app", "main"]
+__all__ = [
+    "app",
+    "default_log",
+    "main",
+    "serve",
+]
 
 app = typer.Typer(
     name="snakepit-bridge",

@@ -42,7 +42,13 @@ from snakepit_bridge.events.model import (
 from snakepit_bridge.events.projection import SessionState, VariableState, apply
 from snakepit_bridge.events.reading import fold, state_after, transaction_at
 
-__all__ = ["Committer", "LoadedLog", "Outcome", "Task"]
+__all__ = [
+    "Command",
+    "Committer",
+    "LoadedLog",
+    "Outcome",
+    "Task",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -213,9 +219,7 @@ class Committer:
         for task in tasks:
             try:
                 command = task.command()
-                log = self._log(command.envelope.session_id)
-                state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
-                decision = self._decide(state, epoch, command)
+                log, decision = self._decision(command)
             except BridgeError as error:
                 results.append(error)
             except Exception:
@@ -240,20 +244,22 @@ class Committer:
         """Reading goes on, but for sessions of which it is unknown what is stored."""
         try:
             command = task.command()
-            session_id = command.envelope.session_id
-            if session_id in self._in_doubt:
+            if command.envelope.session_id in self._in_doubt:
                 return refusal
-            log = self._log(session_id)
-            state, epoch = (log.working, log.id.epoch) if log else (_NO_STATE, "")
-            decision = self._decide(state, epoch, command)
+            log, decision = self._decision(command)
             if decision.drafts:
                 return refusal
             return self._answer(task, self._accept(command, decision, log, _Batch(), (0, "")))
         except BridgeError as error:
             return error
 
-    def _log(self, session_id: str) -> LoadedLog | None:
-        return self._working.get(session_id) or self._load(session_id)
+    def _decision(self, command: Command) -> tuple[LoadedLog | None, Decision]:
+        """Decide a command on the newest log of its session; ``None`` when none is kept."""
+        session_id = command.envelope.session_id
+        log = self._working.get(session_id) or self._load(session_id)
+        if log is None:
+            return None, self._decide(_NO_STATE, "", command)
+        return log, self._decide(log.working, log.id.epoch, command)
 
     def _accept(
         self,
