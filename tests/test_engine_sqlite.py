@@ -124,3 +124,19 @@ def test_the_reserved_room_of_the_write_ahead_log_is_no_record(tmp_path: Path) -
         assert len(crashed.read(LOG)) == appended + 1
         crashed.close()
     engine.close()
+
+
+def test_a_log_that_cannot_be_checkpointed_is_opened_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_engine: SqliteLog) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    engine = SqliteLog(tmp_path / "bridge.db")
+    engine.append([(LOG, record(1))])
+    engine.close()
+    monkeypatch.setattr(SqliteLog, "_checkpoint", full)
+    engine = SqliteLog(tmp_path / "bridge.db")
+    assert list(engine.read(LOG)) == [record(1)]
+    assert "disk is full" in caplog.text
+    engine.close()

@@ -123,13 +123,17 @@ class SqliteLog(EventLog):
         """Row id and head of the logs appended to; asked of the file once."""
         try:
             self._writer = self._open()
-            self._checkpoint()
         except sqlite3.Error as error:
             self._owner.release()
             raise LogUnusable(f"cannot use {self.path}: {error}") from error
         except LogUnusable:
             self._owner.release()
             raise
+        try:
+            self._checkpoint()
+        except sqlite3.Error as error:
+            # On a full disk, say: the write-ahead log is read where it lies.
+            logger.warning("the log was opened without a first checkpoint: %s", error)
 
     def latest(self, session_id: str) -> LogHead | None:
         with self._reading() as reader:
