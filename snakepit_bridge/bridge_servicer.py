@@ -28,8 +28,9 @@ from snakepit_bridge.errors import (
     SessionNotFound,
     quote,
 )
-from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
+from snakepit_bridge.events.committer import Committer, Outcome
 from snakepit_bridge.events.gate import Gate
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import MAX_TRANSACTION
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
@@ -103,19 +104,21 @@ class BridgeServicer:
             "DeleteVariable": self._mutate(wire.delete_variable, wire.deleted),
             "SetVariables": self._mutate(wire.set_variables, wire.were_set),
             "RollbackVariable": self.rollback_variable,
+            "StartOptimization": self._mutate(wire.start_optimization, wire.optimization_started),
+            "StopOptimization": self._mutate(wire.stop_optimization, wire.optimization_stopped),
         }
 
     def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Mutate:
         submit = self._gate.submit
 
         def method(call: Call) -> Awaitable[bytes]:
-            return submit(Mutation(read, write, call))
+            return submit(Mutation(read, write, call), len(call.raw))
 
         return method
 
     async def initialize_session(self, call: Call) -> bytes:
         outcome: Outcome = await self._gate.submit(
-            Mutation(wire.initialize_session, _as_it_is, call)
+            Mutation(wire.initialize_session, _as_it_is, call), len(call.raw)
         )
         variables = await self._encode(outcome.variables, "list the variables by pages")
         return wire.initialized(outcome, variables)
@@ -244,7 +247,7 @@ class BridgeServicer:
 
         def read(call: Call) -> RollbackVariable:
             return RollbackVariable(
-                wire.envelope(request, request.metadata, call.metadata),
+                wire.with_key(wire.envelope(request, request.metadata, call.metadata), request),
                 request.variable_identifier,
                 request.target_version,
                 past,
@@ -319,7 +322,7 @@ class BridgeServicer:
         if size > self._max_message_bytes:
             raise ResourceExhausted(
                 f"the answer is larger than the message limit of {self._max_message_bytes} "
-                f"bytes: {advice}"
+                f"bytes: {advice}, or start the bridge with a larger --max-message-size"
             )
 
     async def _log(self, session_id: str) -> LoadedLog | None:
@@ -347,9 +350,9 @@ class BridgeServicer:
         if request.min_offset > head:
             raise OffsetOutOfRange(
                 f"offset {request.min_offset} lies in the future: the log {log.id.epoch} has "
-                f"offsets 1 to {head}",
+                f"offsets {log.base + 1} to {head}",
                 field="min_offset",
-                first_available=1,
+                first_available=log.base + 1,
                 last=head,
                 log_epoch=log.id.epoch,
             )

@@ -13,7 +13,9 @@ from typing import NamedTuple, Protocol
 import orjson
 
 from snakepit_bridge.errors import BridgeError
-from snakepit_bridge.events.model import Envelope, Origin, Value, make_value
+from snakepit_bridge.events.model import Envelope, Moment, Origin, Value, make_value
+from snakepit_bridge.events.projection import SessionState
+from snakepit_bridge.limits import Limits
 from snakepit_bridge.type_serialization import accept_any, encode
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "RollbackVariable",
     "SetVariable",
     "SetVariables",
+    "Setting",
+    "StartOptimization",
+    "StopOptimization",
     "WireValue",
     "fingerprint",
     "told_apart",
@@ -160,6 +165,23 @@ class RollbackVariable(NamedTuple):
     expected_version: int = 0
 
 
+class StartOptimization(NamedTuple):
+    """Lock a variable for an optimizer."""
+
+    envelope: Envelope
+    identifier: str
+    optimizer_id: str
+    config: Mapping[str, str] = {}
+
+
+class StopOptimization(NamedTuple):
+    """Unlock it: the envelope carries the key, or ``force`` does without."""
+
+    envelope: Envelope
+    identifier: str
+    force: bool = False
+
+
 Command = (
     InitializeSession
     | LoadSession
@@ -169,12 +191,28 @@ Command = (
     | SetVariables
     | DeleteVariable
     | RollbackVariable
+    | StartOptimization
+    | StopOptimization
 )
+
+
+class Setting(NamedTuple):
+    """What a decision looks at beside the command."""
+
+    state: SessionState
+    """Live, ended, or empty (``head == 0``) when no log is kept."""
+    epoch: str
+    """Of that log; empty when there is none."""
+    moment: Moment
+    limits: Limits
 
 
 def fingerprint(command: Command) -> bytes:
     """Digest of what the client asked for, without how it was traced."""
     fields = [_plain(field) for field in command[1:]]
+    given = command.envelope.optimization_id
+    if given and given != command.envelope.metadata.get("optimization_id"):
+        fields.append(given)
     metadata = sorted(command.envelope.metadata.items())
     return blake2b(orjson.dumps([fields, metadata]), digest_size=16).digest()
 

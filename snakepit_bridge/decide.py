@@ -1,14 +1,17 @@
 """Deciding commands: what may be done, and which events it becomes.
 
-Pure: no clock, no randomness, no I/O. ``decide`` looks at a state and a command and
-gives a ``Decision`` or raises an error of the tree; it changes nothing. Everything that a
-command may meet, in this order:
+Pure: no clock, no randomness, no I/O. ``decider`` gives a function that looks at a state, a
+command and the moment, and gives a ``Decision`` or raises an error of the tree; it changes
+nothing. Everything that a command may meet, in this order:
 
 1. its ``log_epoch`` (before anything is created, so that a late write cannot revive an
    ended session),
 2. its ``request_id`` (before the version, so that a retry is answered and not refused),
-3. the session, the variable, the version,
+3. the session, the variable, the lock of an optimizer, the version,
 4. the value: type, then constraints.
+
+A lock that its optimizer has not used for long is taken away by the first other command that
+meets it, in a transaction of its own; then that command is decided again.
 """
 
 from __future__ import annotations
@@ -26,8 +29,11 @@ from snakepit_bridge.commands import (
     LoadSession,
     RegisterVariable,
     RollbackVariable,
+    Setting,
     SetVariable,
     SetVariables,
+    StartOptimization,
+    StopOptimization,
     fingerprint,
 )
 from snakepit_bridge.errors import (
@@ -45,60 +51,68 @@ from snakepit_bridge.errors import (
     quote,
 )
 from snakepit_bridge.events.model import (
+    AGAIN,
     MAX_TRANSACTION,
     Answer,
     Decision,
     Draft,
     Event,
+    Moment,
     Recall,
     Transaction,
     Value,
 )
 from snakepit_bridge.events.projection import SessionState, VariableState
+from snakepit_bridge.limits import DEFAULTS, Limits
+from snakepit_bridge.locks import Stale, check_lock, locked, release_stale, stopped
 from snakepit_bridge.type_serialization import check_type
 from snakepit_bridge.variables import Constraints, parse_constraints
 
-__all__ = ["decide", "recall"]
+__all__ = ["decider", "recall"]
 
 MAX_NAME_BYTES = 256
 """Of session ids, variable names and request ids; the wire contract's limit for names."""
-
-MAX_VALUE_BYTES = 96 * 1024 * 1024
-"""Three quarters of a message, so that a value and what surrounds it fit into one."""
 
 MAX_VERSION = 2**31 - 1
 """``Variable.version`` is an int32 on the wire."""
 
 
-def decide(state: SessionState, epoch: str, command: Command) -> Decision:
-    """Decide ``command`` against the newest log of its session.
+def decider(limits: Limits = DEFAULTS) -> Callable[[SessionState, str, Command, Moment], Decision]:
+    """Make the function that decides commands against the newest log of their session.
 
-    :param state: live, ended, or empty (``head == 0``) when no log is kept.
-    :param epoch: of that log; empty when there is none.
-    :raises BridgeError: the command is refused; nothing is to be changed.
+    It raises the ``BridgeError`` with which a command is refused; nothing is to be changed then.
     """
-    envelope = command.envelope
-    if envelope.log_epoch and envelope.log_epoch != epoch:
-        _refuse_epoch(state, epoch, command)
-    if envelope.request_id:
-        return _decide_once(state, command)
-    return _decide(state, command)
+
+    def decide(state: SessionState, epoch: str, command: Command, moment: Moment) -> Decision:
+        envelope = command.envelope
+        setting = Setting(state, epoch, moment, limits)
+        if envelope.log_epoch and envelope.log_epoch != epoch:
+            _refuse_epoch(setting, command)
+        try:
+            if envelope.request_id:
+                return _decide_once(setting, command)
+            return _decide(setting, command)
+        except Stale as stale:
+            return Decision((stopped(stale.variables, "stale"),), AGAIN)
+
+    return decide
 
 
-def _decide(state: SessionState, command: Command) -> Decision:
+def _decide(setting: Setting, command: Command) -> Decision:
+    state = setting.state
     if not state.head or state.ended:
-        return _decide_unborn(state, command)
-    return _DECIDERS[type(command)](state, command)
+        return _decide_unborn(setting, command)
+    return _DECIDERS[type(command)](setting, command)
 
 
-def _decide_once(state: SessionState, command: Command) -> Decision:
+def _decide_once(setting: Setting, command: Command) -> Decision:
     request_id = command.envelope.request_id
     if len(request_id.encode()) > MAX_NAME_BYTES:
         raise InvalidRequest(
             f"request_id is longer than {MAX_NAME_BYTES} bytes", field="request_id"
         )
     method, digest = type(command).__name__, fingerprint(command)
-    known = state.requests.get((request_id, ""))
+    known = setting.state.requests.find(request_id)
     if known is not None:
         if (known.method, known.digest) != (method, digest):
             raise RequestIdReused(
@@ -107,16 +121,21 @@ def _decide_once(state: SessionState, command: Command) -> Decision:
                 "a retry repeats the same request, a new request needs a new id",
                 field="request_id",
             )
+        if isinstance(command, SetVariable):
+            # All of its answer is remembered, so nothing need be read.
+            answer = Answer(known.first_offset, number=known.version, duplicate=True)
+            return Decision((), answer)
         if isinstance(command, SetVariables) and not command.atomic:
-            return _retry_batch(state, command)._replace(request=(method, digest))
+            return _retry_batch(setting, command)._replace(request=(method, digest))
         return Decision((), Recall(known.first_offset))
-    return _decide(state, command)._replace(request=(method, digest))
+    return _decide(setting, command)._replace(request=(method, digest))
 
 
-def _retry_batch(state: SessionState, command: SetVariables) -> Decision:
+def _retry_batch(setting: Setting, command: SetVariables) -> Decision:
     """A batch that is not atomic, come again: only the keys not yet written are decided."""
     request_id = command.envelope.request_id
-    found = {key: state.requests.get((request_id, key)) for key, _ in command.updates}
+    state = setting.state
+    found = {key: state.requests.find(request_id, key) for key, _ in command.updates}
     done = {key: known for key, known in found.items() if known is not None}
     versions = {key: known.version for key, known in done.items()}
     offset = max((known.first_offset for known in done.values()), default=0)
@@ -126,8 +145,8 @@ def _retry_batch(state: SessionState, command: SetVariables) -> Decision:
     expected = {key: v for key, v in command.expected_versions.items() if key not in done}
     left = command._replace(updates=updates, expected_versions=expected)
     if not state.head or state.ended:
-        return _decide_unborn(state, left)
-    drafts, answer = _batch(state, left)
+        return _decide_unborn(setting, left)
+    drafts, answer = _batch(setting, left)
     answer = answer._replace(
         offset=answer.offset or offset,
         versions=versions | dict(answer.versions),
@@ -136,8 +155,9 @@ def _retry_batch(state: SessionState, command: SetVariables) -> Decision:
     return Decision(drafts, answer)
 
 
-def _decide_unborn(state: SessionState, command: Command) -> Decision:
+def _decide_unborn(setting: Setting, command: Command) -> Decision:
     """Decide for a session that does not live: some commands begin it."""
+    state, _, moment, limits = setting
     session_id = command.envelope.session_id
     if isinstance(command, LoadSession):
         return Decision((), Answer(state.head))
@@ -152,6 +172,12 @@ def _decide_unborn(state: SessionState, command: Command) -> Decision:
             field="log_epoch",
         )
     _check_name("session_id", session_id)
+    if moment.live_sessions >= limits.sessions:
+        raise ResourceExhausted(
+            f"session {quote(session_id)} would be one more than the limit of {limits.sessions} "
+            "live sessions: end some, or start the bridge with a larger --max-sessions",
+            field="session_id",
+        )
     started = Event()
     body = started.session_started
     body.SetInParent()
@@ -160,25 +186,27 @@ def _decide_unborn(state: SessionState, command: Command) -> Decision:
         body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry = command.config
         answer = Answer(1, show_state=True)
         return Decision((Draft((started,)),), answer, starts=True)
-    return _register(SessionState(), command, before=(started,))
+    unborn = setting._replace(state=SessionState())
+    return _register(unborn, command, before=(started,))
 
 
-def _refuse_epoch(state: SessionState, epoch: str, command: Command) -> None:
+def _refuse_epoch(setting: Setting, command: Command) -> None:
     envelope = command.envelope
-    if not state.head and not isinstance(command, InitializeSession | RegisterVariable):
+    if not setting.state.head and not isinstance(command, InitializeSession | RegisterVariable):
         return  # there is no session at all, which is the better answer
-    raise EpochMismatch(envelope.session_id, envelope.log_epoch, epoch)
+    raise EpochMismatch(envelope.session_id, envelope.log_epoch, setting.epoch)
 
 
-def _initialize(state: SessionState, _command: InitializeSession) -> Decision:
-    return Decision((), Answer(state.head, show_state=True))
+def _initialize(setting: Setting, _command: InitializeSession) -> Decision:
+    return Decision((), Answer(setting.state.head, show_state=True))
 
 
-def _load(state: SessionState, _command: LoadSession) -> Decision:
-    return Decision((), Answer(state.head))
+def _load(setting: Setting, _command: LoadSession) -> Decision:
+    return Decision((), Answer(setting.state.head))
 
 
-def _end(state: SessionState, command: CleanupSession) -> Decision:
+def _end(setting: Setting, command: CleanupSession) -> Decision:
+    state = setting.state
     event = Event()
     body = event.session_ended
     body.reason = command.reason
@@ -187,8 +215,9 @@ def _end(state: SessionState, command: CleanupSession) -> Decision:
 
 
 def _register(
-    state: SessionState, command: RegisterVariable, before: tuple[Event, ...] = ()
+    setting: Setting, command: RegisterVariable, before: tuple[Event, ...] = ()
 ) -> Decision:
+    state, limits = setting.state, setting.limits
     name = command.name
     _check_name("name", name)
     if "*" in name or "?" in name:
@@ -202,9 +231,15 @@ def _register(
         )
     if name in state.variables or name in state.deleted:
         raise AlreadyExists(f"the name {quote(name)} is the id of another variable")
+    if len(state.variables) >= limits.variables:
+        raise ResourceExhausted(
+            f"variable {quote(name)} would be one more than the limit of {limits.variables} in "
+            "a session: delete some, or start the bridge with a larger --max-variables",
+            field="name",
+        )
     check_type(command.type)
     constraints = parse_constraints(command.type, command.constraints_json)
-    value = _checked(name, command.type, constraints, command.value)
+    value = _checked(name, command.type, constraints, command.value, limits)
     offset = state.head + len(before) + 1
     number = offset
     while (id_ := f"var_{name}_{number}") in state.variables or (
@@ -225,22 +260,25 @@ def _register(
     )
 
 
-def _set(state: SessionState, command: SetVariable) -> Decision:
-    _, identifier, incoming, expected_version = command
+def _set(setting: Setting, command: SetVariable) -> Decision:
+    envelope, identifier, incoming, expected_version = command
+    state = setting.state
     variable = _find(state, identifier)
-    event, value = _set_event(variable, incoming, expected_version)
+    if variable.lock is not None or envelope.optimization_id:
+        check_lock(setting, variable, envelope)
+    event, value = _set_event(variable, incoming, expected_version, setting.limits)
     draft = Draft((event,), (value, variable.value))
     return Decision((draft,), Answer(state.head + 1, variable.version + 1))
 
 
 def _set_event(
-    variable: VariableState, incoming: Incoming, expected_version: int
+    variable: VariableState, incoming: Incoming, expected_version: int, limits: Limits
 ) -> tuple[Event, Value]:
     if expected_version and expected_version != variable.version:
         _refuse_version(variable, expected_version)
     _, name, type_name, constraints_json, _ = variable.definition
     constraints = parse_constraints(type_name, constraints_json) if constraints_json else None
-    value = _checked(name, type_name, constraints, incoming)
+    value = _checked(name, type_name, constraints, incoming, limits)
     return _new_version(variable, value), value
 
 
@@ -260,11 +298,13 @@ def _new_version(variable: VariableState, value: Value) -> Event:
     return event
 
 
-def _set_many(state: SessionState, command: SetVariables) -> Decision:
-    return Decision(*_batch(state, command))
+def _set_many(setting: Setting, command: SetVariables) -> Decision:
+    return Decision(*_batch(setting, command))
 
 
-def _batch(state: SessionState, command: SetVariables) -> tuple[tuple[Draft, ...], Answer]:
+def _batch(setting: Setting, command: SetVariables) -> tuple[tuple[Draft, ...], Answer]:
+    state, limits = setting.state, setting.limits
+    envelope = command.envelope
     if len(command.updates) > MAX_TRANSACTION:
         raise ResourceExhausted(
             f"a batch of {len(command.updates)} updates is larger than the limit of "
@@ -272,6 +312,7 @@ def _batch(state: SessionState, command: SetVariables) -> tuple[tuple[Draft, ...
             field="updates",
         )
     variables = _batch_variables(state, command)
+    release_stale(setting, variables, envelope)
     events: list[Event] = []
     values: list[Value] = []
     keys: list[str] = []
@@ -280,7 +321,10 @@ def _batch(state: SessionState, command: SetVariables) -> tuple[tuple[Draft, ...
     expected = command.expected_versions
     for (key, incoming), variable in zip(command.updates, variables, strict=True):
         try:
-            event, value = _set_event(variable, incoming, expected.get(key, 0) if expected else 0)
+            if variable.lock is not None or envelope.optimization_id:
+                check_lock(setting, variable, envelope)
+            version = expected.get(key, 0) if expected else 0
+            event, value = _set_event(variable, incoming, version, limits)
         except BridgeError as error:
             errors[key] = error.message
             continue
@@ -327,8 +371,10 @@ def _batch_variables(state: SessionState, command: SetVariables) -> list[Variabl
     return variables
 
 
-def _delete(state: SessionState, command: DeleteVariable) -> Decision:
+def _delete(setting: Setting, command: DeleteVariable) -> Decision:
+    state = setting.state
     variable = _find(state, command.identifier)
+    check_lock(setting, variable, command.envelope)
     if command.expected_version and command.expected_version != variable.version:
         _refuse_version(variable, command.expected_version)
     event = Event()
@@ -340,8 +386,10 @@ def _delete(state: SessionState, command: DeleteVariable) -> Decision:
     return Decision((Draft((event,), (variable.value,)),), Answer(state.head + 1))
 
 
-def _roll_back(state: SessionState, command: RollbackVariable) -> Decision:
+def _roll_back(setting: Setting, command: RollbackVariable) -> Decision:
+    state = setting.state
     variable = _find(state, command.identifier)
+    check_lock(setting, variable, command.envelope)
     past = command.past
     if isinstance(past, BridgeError):
         raise past
@@ -361,7 +409,44 @@ def _roll_back(state: SessionState, command: RollbackVariable) -> Decision:
     )
 
 
-_DECIDERS: dict[type, Callable[[SessionState, Any], Decision]] = {
+def _start_optimization(setting: Setting, command: StartOptimization) -> Decision:
+    state, epoch, _, _ = setting
+    variable = _find(state, command.identifier)
+    if len(command.optimizer_id.encode()) > MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"optimizer_id is longer than {MAX_NAME_BYTES} bytes", field="optimizer_id"
+        )
+    release_stale(setting, (variable,), command.envelope)
+    if variable.lock is not None:
+        raise locked(variable)
+    id_ = variable.definition.id
+    event = Event()
+    body = event.optimization_started
+    body.id = id_
+    body.optimization_id = f"{id_}:{epoch}:{state.head + 1}"
+    body.optimizer_id = command.optimizer_id
+    body.config.update(command.config)
+    answer = Answer(state.head + 1, optimization_id=body.optimization_id)
+    return Decision((Draft((event,)),), answer)
+
+
+def _stop_optimization(setting: Setting, command: StopOptimization) -> Decision:
+    state = setting.state
+    variable = _find(state, command.identifier)
+    lock = variable.lock
+    if lock is None:
+        raise FailedPrecondition(
+            f"no optimization is running on variable {quote(variable.definition.name)}"
+        )
+    held = command.envelope.optimization_id == lock.optimization_id
+    if not held and not command.force:
+        raise locked(variable, "or stop it with force")
+    draft = stopped((variable,), "stopped" if held else "forced")
+    id_ = variable.definition.id
+    return Decision((draft,), Answer(state.head + 1, variable_id=id_))
+
+
+_DECIDERS: dict[type, Callable[[Setting, Any], Decision]] = {
     InitializeSession: _initialize,
     LoadSession: _load,
     CleanupSession: _end,
@@ -370,28 +455,29 @@ _DECIDERS: dict[type, Callable[[SessionState, Any], Decision]] = {
     SetVariables: _set_many,
     DeleteVariable: _delete,
     RollbackVariable: _roll_back,
+    StartOptimization: _start_optimization,
+    StopOptimization: _stop_optimization,
 }
 
 
 def recall(command: Command, transaction: Transaction) -> Answer:
     """The first answer to ``command``, from the transaction that it became."""
     offset = transaction.last_offset
-    last = transaction.events[-1]
-    body = getattr(last, str(last.WhichOneof("kind")))
+    _, body = transaction.facts[-1]
     answer = Answer(offset, duplicate=True)
     match command:
         case InitializeSession():
             return answer._replace(show_state=True)
         case CleanupSession():
             return answer._replace(number=body.resources)
-        case SetVariable():
-            return answer._replace(number=body.version)
-        case RegisterVariable() | RollbackVariable():
+        case StartOptimization():
+            return answer._replace(optimization_id=body.optimization_id)
+        case RegisterVariable() | RollbackVariable() | StopOptimization():
             return answer._replace(variable_id=body.id)
         case SetVariables():
             versions = {
-                key: event.variable_set.version
-                for (key, _), event in zip(command.updates, transaction.events, strict=True)
+                key: fact.version
+                for (key, _), (_, fact) in zip(command.updates, transaction.facts, strict=True)
             }
             return answer._replace(versions=versions)
     return answer
@@ -405,7 +491,11 @@ def _find(state: SessionState, identifier: str) -> VariableState:
 
 
 def _checked(
-    name: str, type_name: str, constraints: Constraints | None, incoming: Incoming
+    name: str,
+    type_name: str,
+    constraints: Constraints | None,
+    incoming: Incoming,
+    limits: Limits,
 ) -> Value:
     try:
         python, value = incoming.accept(type_name)
@@ -416,10 +506,10 @@ def _checked(
             f"variable {quote(name)}: {error.message}", field=error.field or "value"
         ) from error
     size = len(value.any) + len(value.binary)
-    if size > MAX_VALUE_BYTES:
+    if size > limits.value_size:
         raise ResourceExhausted(
             f"variable {quote(name)}: a value of {size} bytes is larger than the limit of "
-            f"{MAX_VALUE_BYTES}",
+            f"{limits.value_size}: send less, or start the bridge with a larger --max-value-size",
             field="value",
         )
     return value

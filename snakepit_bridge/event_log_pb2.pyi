@@ -259,3 +259,95 @@ class ValueRedacted(_message.Message):
     digest: _containers.RepeatedScalarFieldContainer[bytes]
     reason: str
     def __init__(self, digest: _Optional[_Iterable[bytes]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Snapshot(_message.Message):
+    __slots__ = ("schema", "time_unix_nanos", "created_unix_nanos", "ended", "metadata", "enable_caching", "cache_ttl_seconds", "enable_telemetry", "variables", "deleted", "used_names")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    TIME_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_CACHING_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENABLE_TELEMETRY_FIELD_NUMBER: _ClassVar[int]
+    VARIABLES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    USED_NAMES_FIELD_NUMBER: _ClassVar[int]
+    schema: int
+    time_unix_nanos: int
+    created_unix_nanos: int
+    ended: str
+    metadata: _containers.ScalarMap[str, str]
+    enable_caching: bool
+    cache_ttl_seconds: int
+    enable_telemetry: bool
+    variables: _containers.RepeatedCompositeFieldContainer[VariableSnapshot]
+    deleted: _containers.RepeatedCompositeFieldContainer[DeletedVariable]
+    used_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, schema: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., created_unix_nanos: _Optional[int] = ..., ended: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., enable_caching: bool = ..., cache_ttl_seconds: _Optional[int] = ..., enable_telemetry: bool = ..., variables: _Optional[_Iterable[_Union[VariableSnapshot, _Mapping]]] = ..., deleted: _Optional[_Iterable[_Union[DeletedVariable, _Mapping]]] = ..., used_names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class VariableSnapshot(_message.Message):
+    __slots__ = ("id", "name", "type", "constraints_json", "registered", "value_digest", "any", "binary", "version", "offset", "time_unix_nanos", "source", "metadata", "optimization")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONSTRAINTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    REGISTERED_FIELD_NUMBER: _ClassVar[int]
+    VALUE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ANY_FIELD_NUMBER: _ClassVar[int]
+    BINARY_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TIME_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZATION_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    type: str
+    constraints_json: str
+    registered: int
+    value_digest: bytes
+    any: bytes
+    binary: bytes
+    version: int
+    offset: int
+    time_unix_nanos: int
+    source: str
+    metadata: _containers.ScalarMap[str, str]
+    optimization: OptimizationSnapshot
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., type: _Optional[str] = ..., constraints_json: _Optional[str] = ..., registered: _Optional[int] = ..., value_digest: _Optional[bytes] = ..., any: _Optional[bytes] = ..., binary: _Optional[bytes] = ..., version: _Optional[int] = ..., offset: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., source: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., optimization: _Optional[_Union[OptimizationSnapshot, _Mapping]] = ...) -> None: ...
+
+class OptimizationSnapshot(_message.Message):
+    __slots__ = ("optimization_id", "optimizer_id", "started_unix_nanos", "used_unix_nanos")
+    OPTIMIZATION_ID_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_ID_FIELD_NUMBER: _ClassVar[int]
+    STARTED_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    USED_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    optimization_id: str
+    optimizer_id: str
+    started_unix_nanos: int
+    used_unix_nanos: int
+    def __init__(self, optimization_id: _Optional[str] = ..., optimizer_id: _Optional[str] = ..., started_unix_nanos: _Optional[int] = ..., used_unix_nanos: _Optional[int] = ...) -> None: ...
+
+class DeletedVariable(_message.Message):
+    __slots__ = ("id", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...

@@ -17,7 +17,13 @@ from google.rpc.status_pb2 import Status
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge.bridge_servicer import Mutate, Query
-from snakepit_bridge.errors import BridgeError, InternalError, Unavailable, Unimplemented
+from snakepit_bridge.errors import (
+    BridgeError,
+    InternalError,
+    ResourceExhausted,
+    Unavailable,
+    Unimplemented,
+)
 from snakepit_bridge.wire import Call
 
 __all__ = ["SERVICE", "Door", "fail", "handlers"]
@@ -54,15 +60,18 @@ class Door:
 
 
 def handlers(
-    queries: Mapping[str, Query], mutations: Mapping[str, Mutate], door: Door
+    queries: Mapping[str, Query], mutations: Mapping[str, Mutate], door: Door, max_size: int
 ) -> grpc.GenericRpcHandler:
-    """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED."""
+    """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED.
+
+    :param max_size: bytes of a request.
+    """
 
     def handler(name: str) -> Callable[[Any, Context], Any]:
         if name in queries:
-            return _query(queries[name], door)
+            return _query(queries[name], door, max_size)
         if name in mutations:
-            return _mutation(mutations[name], door)
+            return _mutation(mutations[name], door, max_size)
         return _unimplemented(name)
 
     return grpc.method_handlers_generic_handler(
@@ -83,10 +92,12 @@ _HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]
 }
 
 
-def _query(method: Query, door: Door) -> Callable[[bytes, Context], Any]:
+def _query(method: Query, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
             with door:
+                if len(raw) > max_size:
+                    raise _too_large(len(raw), max_size)
                 return await method(raw)
         except Exception as error:
             await fail(context, error)
@@ -95,16 +106,25 @@ def _query(method: Query, door: Door) -> Callable[[bytes, Context], Any]:
     return handle
 
 
-def _mutation(method: Mutate, door: Door) -> Callable[[bytes, Context], Any]:
+def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
             with door:
+                if len(raw) > max_size:
+                    raise _too_large(len(raw), max_size)
                 return await method(Call(raw, context.invocation_metadata() or ()))
         except Exception as error:
             await fail(context, error)
             raise
 
     return handle
+
+
+def _too_large(size: int, limit: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"the request has {size} bytes, more than the message limit of {limit}: send less, or "
+        "start the bridge with a larger --max-message-size"
+    )
 
 
 def _unimplemented(name: str) -> Callable[[Any, Context], Any]:

@@ -25,12 +25,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from snakepit_bridge.bridge_servicer import BridgeServicer
-from snakepit_bridge.decide import decide, recall
+from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.rpc import SERVICE, Door, handlers
+from snakepit_bridge.upkeep import Upkeep
 
 __all__ = [
     "CannotServe",
@@ -42,7 +44,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 128 * 1024 * 1024
+WAITING_MESSAGES = 4
+"""Requests of the largest size that may wait for the log; of smaller ones as many more."""
 
 
 class Settings(NamedTuple):
@@ -53,6 +56,7 @@ class Settings(NamedTuple):
     ready_file: Path | None = None
     grace: float = 1.5
     """Seconds that running calls get to finish; Snakepit kills after 2."""
+    limits: Limits = DEFAULTS
 
 
 class CannotServe(Exception):
@@ -84,14 +88,17 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     engine: EventLog = open_log(settings.log)
-    committer = Committer(engine, decide, recall)
+    limits = settings.limits
+    committer = Committer(engine, decider(limits), recall)
+    upkeep = Upkeep(committer, limits)
     door = Door()
     try:
-        servicer = BridgeServicer(
-            committer, Gate(committer, loop), max_message_bytes=MAX_MESSAGE_BYTES
-        )
-        server, health_servicer, port = await _start(servicer, door, settings.port)
+        gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
+        servicer = BridgeServicer(committer, gate, max_message_bytes=limits.message_size)
+        methods = handlers(servicer.queries, servicer.mutations, door, limits.message_size)
+        server, health_servicer, port = await _start(methods, settings)
         committer.start()
+        upkeep.start()
         logger.info("serving %s on port %d", engine.url, port)
         try:
             _announce(port, settings.ready_file)
@@ -100,6 +107,7 @@ async def serve(settings: Settings) -> None:
         finally:
             await _drain(server, door, settings.grace)
     finally:
+        await asyncio.to_thread(upkeep.stop)
         await asyncio.to_thread(committer.close)
     logger.info("stopped")
 
@@ -127,12 +135,13 @@ _QUIET = 0.02
 
 
 async def _start(
-    servicer: BridgeServicer, door: Door, port: int
+    methods: grpc.GenericRpcHandler, settings: Settings
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     """Bind 127.0.0.1 and, where there is IPv6, ::1 on the same number; then serve."""
+    port = settings.port
     for _ in range(_ATTEMPTS if port == 0 else 1):
-        server = grpc.aio.server(options=_OPTIONS)
-        health_servicer = _add_services(server, servicer, door)
+        server = grpc.aio.server(options=_options(settings.limits.message_size))
+        health_servicer = _add_services(server, methods)
         try:
             bound = _bind(server, "127.0.0.1", port)
             if _has_ipv6():
@@ -151,19 +160,23 @@ async def _start(
 _ATTEMPTS = 20
 """A free IPv4 port whose IPv6 twin is taken is rare; twenty in a row do not happen."""
 
-_OPTIONS = (
-    # On by default: a second server would silently share the port.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Answers are bounded where they are put together; one history entry, a value and the one
-    # before it, may be larger than a message that comes in.
-    ("grpc.max_send_message_length", -1),
-    # An Elixir client gets status 13 for each call beyond the limit.
-    ("grpc.max_concurrent_streams", 100_000),
-    # "Too many pings" would end every stream of a connection.
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+
+def _options(message_size: int) -> Sequence[tuple[str, int]]:
+    return (
+        # On by default: a second server would silently share the port.
+        ("grpc.so_reuseport", 0),
+        # gRPC's own refusal does not say what to do, so that it only bounds the memory: what
+        # is up to twice too large is refused by ours.
+        ("grpc.max_receive_message_length", min(2 * message_size, 2**31 - 1)),
+        # Answers are bounded where they are put together; one history entry, a value and the
+        # one before it, may be larger than a message that comes in.
+        ("grpc.max_send_message_length", -1),
+        # An Elixir client gets status 13 for each call beyond the limit.
+        ("grpc.max_concurrent_streams", 100_000),
+        # "Too many pings" would end every stream of a connection.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+    )
 
 
 class _PortTaken(Exception):
@@ -199,11 +212,11 @@ def _has_ipv6() -> bool:
 
 
 def _add_services(
-    server: grpc.aio.Server, servicer: BridgeServicer, door: Door
+    server: grpc.aio.Server, methods: grpc.GenericRpcHandler
 ) -> health.aio.HealthServicer:
     from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - 30 ms of start-up
 
-    server.add_generic_rpc_handlers((handlers(servicer.queries, servicer.mutations, door),))
+    server.add_generic_rpc_handlers((methods,))
     servicer_of_health = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer_of_health, server)
     names = (SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -26,14 +26,16 @@ from snakepit_bridge.commands import (
     SetVariables,
     told_apart,
 )
-from snakepit_bridge.decide import decide, recall
+from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
-from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
+from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.limits import DEFAULTS
 from snakepit_bridge.sessions import (
     LoadTask,
     head_and,
@@ -41,6 +43,7 @@ from snakepit_bridge.sessions import (
     newest_event,
     past_value,
 )
+from snakepit_bridge.upkeep import Upkeep
 from snakepit_bridge.variable_views import (
     BatchRefused,
     BatchResult,
@@ -82,8 +85,10 @@ class SessionContext:
         self._owned = committer is None
         if committer is None:
             engine = open_log(log) if isinstance(log, str) else log or MemoryLog()
-            committer = Committer(engine, decide, recall)
+            committer = Committer(engine, decider(), recall)
+            self._upkeep = Upkeep(committer, DEFAULTS._replace(session_ttl=0))
             committer.start()
+            self._upkeep.start()
         elif log is not None:
             raise TypeError("give a log or a committer, not both: the committer has its log")
         self._committer = committer
@@ -97,6 +102,7 @@ class SessionContext:
     def close(self) -> None:
         """Commit what is queued and close the log, if this context opened it."""
         if self._owned:
+            self._upkeep.stop()
             self._committer.close()
 
     def __enter__(self) -> Self:
@@ -331,7 +337,8 @@ class SessionContext:
 
     def _envelope(self, metadata: Mapping[str, str] | None) -> Envelope:
         origin, change = told_apart(metadata or {}, self._source)
-        return Envelope(self.session_id, origin=origin, metadata=change)
+        key = change.get("optimization_id", "")
+        return Envelope(self.session_id, origin=origin, metadata=change, optimization_id=key)
 
     def _read(self, method: str, read: Callable[[LoadedLog], T]) -> T:
         if self._committer.loaded(self.session_id) is None:

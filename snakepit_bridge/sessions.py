@@ -14,11 +14,13 @@ from typing import NamedTuple
 from snakepit_bridge.commands import LoadSession, PastValue
 from snakepit_bridge.errors import (
     InvalidRequest,
+    OffsetOutOfRange,
     VariableNotFound,
     VersionNotFound,
     quote,
 )
-from snakepit_bridge.events.committer import LoadedLog, Outcome
+from snakepit_bridge.events.committer import Outcome
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.projection import VariableState
@@ -92,7 +94,8 @@ def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -
     """The value that a variable had at version ``target``; reads the log.
 
     :raises VariableNotFound: there is no such live variable.
-    :raises VersionNotFound: it has no such version.
+    :raises VersionNotFound: it never had such a version.
+    :raises OffsetOutOfRange: retention has cut it away.
     """
     variable, _ = find(log, identifier)
     name = variable.definition.name
@@ -102,12 +105,19 @@ def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -
             f"{variable.version}",
             field="target_version",
         )
+    oldest = variable.version
+    if target == oldest:
+        return PastValue(variable.definition.id, variable.value)
     for past in versions(engine, log.id, variable.definition.id, variable.offset):
-        if past.version == target:
+        oldest = past.version
+        if target == oldest:
             return PastValue(variable.definition.id, past.value)
-    raise VersionNotFound(
-        f"version {target} of variable {quote(name)} not found in its log",
+    raise OffsetOutOfRange(
+        f"version {target} of variable {quote(name)} was cut away by retention: versions "
+        f"{oldest} to {variable.version} are kept",
         field="target_version",
+        first_available=log.base + 1,
+        log_epoch=log.id.epoch,
     )
 
 

@@ -20,6 +20,8 @@ from snakepit_bridge.commands import (
     RegisterVariable,
     SetVariable,
     SetVariables,
+    StartOptimization,
+    StopOptimization,
     WireValue,
     told_apart,
 )
@@ -39,15 +41,20 @@ __all__ = [
     "history_entry",
     "initialize_session",
     "initialized",
+    "optimization_started",
+    "optimization_stopped",
     "parse",
     "register_variable",
     "registered",
     "rolled_back",
     "set_variable",
     "set_variables",
+    "start_optimization",
+    "stop_optimization",
     "variable_bytes",
     "was_set",
     "were_set",
+    "with_key",
 ]
 
 M = TypeVar("M", bound=Message)
@@ -101,6 +108,14 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 
 
+def with_key(about: Envelope, request: Any) -> Envelope:  # noqa: ANN401 - any that has the field
+    """The envelope with the key to an optimizer's lock, from the field or the metadata."""
+    given = request.optimization_id
+    if not given and about.metadata:
+        given = about.metadata.get("optimization_id", "")
+    return about._replace(optimization_id=given) if given else about
+
+
 def initialize_session(call: Call) -> InitializeSession:
     request = parse(pb.InitializeSessionRequest, call.raw)
     config = request.config
@@ -131,7 +146,7 @@ def register_variable(call: Call) -> RegisterVariable:
 def set_variable(call: Call) -> SetVariable:
     request = parse(views.SetVariableRequestView, call.raw)
     return SetVariable(
-        envelope(request, request.metadata, call.metadata),
+        with_key(envelope(request, request.metadata, call.metadata), request),
         request.variable_identifier,
         WireValue(request.value, request.binary_value),
         request.expected_version,
@@ -150,7 +165,7 @@ def set_variables(call: Call) -> SetVariables:
             field="binary_updates",
         )
     return SetVariables(
-        envelope(request, request.metadata, call.metadata),
+        with_key(envelope(request, request.metadata, call.metadata), request),
         tuple((key, WireValue(updates[key], binaries.get(key, b""))) for key in sorted(updates)),
         request.atomic,
         dict(request.expected_versions) if request.expected_versions else {},
@@ -160,15 +175,34 @@ def set_variables(call: Call) -> SetVariables:
 def delete_variable(call: Call) -> DeleteVariable:
     request = parse(pb.DeleteVariableRequest, call.raw)
     return DeleteVariable(
-        envelope(request, request.metadata, call.metadata),
+        with_key(envelope(request, request.metadata, call.metadata), request),
         request.variable_identifier,
         request.expected_version,
     )
 
 
+def start_optimization(call: Call) -> StartOptimization:
+    request = parse(pb.StartOptimizationRequest, call.raw)
+    return StartOptimization(
+        envelope(request, request.metadata, call.metadata),
+        request.variable_identifier,
+        request.optimizer_id,
+        dict(request.optimizer_config),
+    )
+
+
+def stop_optimization(call: Call) -> StopOptimization:
+    request = parse(pb.StopOptimizationRequest, call.raw)
+    return StopOptimization(
+        with_key(envelope(request, request.metadata, call.metadata), request),
+        request.variable_identifier,
+        request.force,
+    )
+
+
 def variable_bytes(variable: VariableState) -> bytes:
     """A serialized ``Variable``."""
-    definition, value, version, offset, time, source, metadata = variable
+    definition, value, version, offset, time, source, metadata, lock = variable
     view = views.VariableView()
     view.id, view.name, view.type, constraints, _ = definition
     view.value = value.any
@@ -183,6 +217,10 @@ def variable_bytes(variable: VariableState) -> bytes:
     view.version = version
     if value.binary:
         view.binary_value = value.binary
+    if lock is not None:
+        status = pb.OptimizationStatus(optimizing=True, optimizer_id=lock.optimizer_id)
+        status.started_at.FromNanoseconds(lock.started_unix_nanos)
+        view.optimization_status = status.SerializeToString()
     view.offset = offset
     return view.SerializeToString()
 
@@ -261,6 +299,28 @@ def rolled_back(outcome: Outcome) -> bytes:
         log_epoch=epoch,
         duplicate=answer.duplicate,
     ).SerializeToString()
+
+
+def optimization_started(outcome: Outcome) -> bytes:
+    answer, epoch, _, _ = outcome
+    return pb.StartOptimizationResponse(
+        success=True,
+        optimization_id=answer.optimization_id,
+        offset=answer.offset,
+        log_epoch=epoch,
+        duplicate=answer.duplicate,
+    ).SerializeToString()
+
+
+def optimization_stopped(outcome: Outcome) -> bytes:
+    answer, epoch, variable, _ = outcome
+    response = pb.StopOptimizationResponse(
+        success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
+    )
+    if variable is not None:
+        response.final_value.ParseFromString(variable.value.any)
+        response.final_binary_value = variable.value.binary
+    return response.SerializeToString()
 
 
 def history_entry(past: PastVersion, epoch: str) -> bytes:

@@ -13,9 +13,10 @@ from snakepit_bridge.commands import (
     Command,
     WireValue,
 )
-from snakepit_bridge.decide import decide, recall
+from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import BridgeError
-from snakepit_bridge.events.committer import Committer, LoadedLog, Outcome
+from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import LogId, Value
 from snakepit_bridge.events.projection import SessionState, apply
@@ -57,7 +58,7 @@ class Direct:
 
     def __init__(self, engine: EventLog, **options: Callable[[], Any]) -> None:
         self.engine = engine
-        self.committer = Committer(engine, decide, recall, **options)
+        self.committer = Committer(engine, decider(), recall, **options)
         self.committer.start()
 
     def submit(self, *commands: Command) -> Future[Sequence[Result]]:
@@ -124,5 +125,7 @@ def whole(state: SessionState) -> dict[str, Any]:
     return {
         **readable(state),
         "used_names": set(state.used_names),
-        "requests": list(state.requests.items()),
+        "requests": {
+            key: known._replace(order=0) for key, known in state.requests.entries().items()
+        },
     }

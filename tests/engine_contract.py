@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_bridge.events.log import Conflict, EventLog
-from snakepit_bridge.events.model import LogId, StoredRecord, Value, make_value
+from snakepit_bridge.events.model import LogHead, LogId, StoredRecord, Value, make_value
 
 LOG = LogId("session", "epoch-1")
 
@@ -60,7 +60,7 @@ class EngineContract:
         assert list(engine.read(LOG)) == records
         head = engine.latest("session")
         assert head is not None
-        assert head == (LOG, 6, records[-1].digest)
+        assert head == LogHead(LOG, 6, records[-1].digest)
 
     def test_an_empty_session_id_and_odd_ones_are_kept_apart(self, engine: EventLog) -> None:
         logs = [LogId(name, "e") for name in ("", " ", "a", "A", "ä", "a\u0308", "%", "_")]

@@ -120,7 +120,7 @@ class StoredLog:
     def _effects(self, offset: int, transaction: Any, request_id: str) -> Sequence[Effect]:  # noqa: ANN401
         effects = []
         values = iter(transaction.values)
-        for place, event in enumerate(transaction.events):
+        for place, event in enumerate(transaction.record.events):
             kind = event.WhichOneof("kind")
             if kind not in ("variable_registered", "variable_set"):
                 continue

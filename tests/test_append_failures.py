@@ -38,9 +38,16 @@ from snakepit_bridge.errors import (
     VersionConflict,
 )
 from snakepit_bridge.events.committer import Outcome
-from snakepit_bridge.events.log import AppendError, EventLog
+from snakepit_bridge.events.log import AppendError, EventLog, LogEntry
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, LogHead, LogId, StoredRecord, Value
+from snakepit_bridge.events.model import (
+    Envelope,
+    LogHead,
+    LogId,
+    StoredRecord,
+    StoredSnapshot,
+    Value,
+)
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
 from snakepit_bridge.session_context import SessionContext
@@ -103,8 +110,57 @@ class FailingLog(EventLog):
         self._reading(log.session_id)
         return self.inner.read_back(log, before, limit=limit)
 
+    def head(self, log: LogId) -> LogHead | None:
+        self._reading(log.session_id)
+        return self.inner.head(log)
+
+    def resume(self) -> None:
+        self._rule(not self.in_doubt, "resumed before it was settled")
+        self.inner.resume()
+
+    def tidy(self) -> None:
+        self._rule(not self.in_doubt, "tidied before it was settled")
+        self.inner.tidy()
+
     def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
         return self.inner.large_values(digests)
+
+    def save_snapshot(self, log: LogId, snapshot: StoredSnapshot) -> None:
+        self.inner.save_snapshot(log, snapshot)
+
+    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
+        self._reading(log.session_id)
+        return self.inner.snapshot(log, before)
+
+    def snapshot_offsets(self, log: LogId) -> Sequence[int]:
+        return self.inner.snapshot_offsets(log)
+
+    def to_cut(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogHead]:
+        return self.inner.to_cut(time_unix_nanos, limit=limit)
+
+    def cut(self, at: LogHead) -> None:
+        self.inner.cut(at)
+
+    def drop(self, log: LogId) -> None:
+        self.inner.drop(log)
+
+    def sweep(self, now_unix_nanos: int) -> bool:
+        return self.inner.sweep(now_unix_nanos)
+
+    def live_sessions(self) -> int:
+        return self.inner.live_sessions()
+
+    def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
+        return self.inner.logs(after, limit=limit)
+
+    def ended_before(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogId]:
+        return self.inner.ended_before(time_unix_nanos, limit=limit)
+
+    def touch(self, accesses: Mapping[LogId, int]) -> None:
+        self.inner.touch(accesses)
+
+    def faults(self, *, thorough: bool = True) -> Iterator[str]:
+        return self.inner.faults(thorough=thorough)
 
     def close(self) -> None:
         self.inner.close()

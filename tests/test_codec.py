@@ -50,7 +50,7 @@ class Copy(MemoryLog):
     def __init__(self, engine: MemoryLog, records: Sequence[StoredRecord]) -> None:
         super().__init__()
         self._stored = records
-        self._large = dict(engine._large)
+        self._values = dict(engine._values)
 
     def records(self, *_: object, **__: object) -> Iterator[StoredRecord]:
         yield from self._stored
@@ -112,7 +112,7 @@ def test_every_flipped_byte_of_a_large_value_is_found(
 ) -> None:
     sealed = [(record, stored[index - 1].digest) for index, record in enumerate(stored)]
     seen = 0
-    for digest, value in engine._large.items():
+    for digest, value in engine._values.items():
         record, previous = next(
             (r, p) for r, p in sealed if digest in r.header and not _inline(r, value)
         )
@@ -133,7 +133,7 @@ def _inline(record: StoredRecord, value: Value) -> bool:
 
 def test_a_large_value_that_is_gone_is_found(engine: MemoryLog, stored: list[StoredRecord]) -> None:
     bare = Copy(engine, stored)
-    bare._large.clear()
+    bare._values.clear()
     with pytest.raises(DataLoss, match="is missing") as caught:
         list(fold(bare, LOG))
     assert caught.value.facts["first_bad_offset"] == "11"  # where the first one was registered

@@ -10,7 +10,7 @@ from snakepit_bridge.event_log_pb2 import Event
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import SCHEMA, LogId
 from snakepit_bridge.events.projection import _CHANGES
-from snakepit_bridge.events.reading import fold, versions
+from snakepit_bridge.events.reading import fold, load, versions
 from tests.direct import folded, whole
 from tests.golden import log_schema_1 as golden
 
@@ -24,6 +24,19 @@ def test_a_stored_log_folds_to_the_state_it_had(stored: tuple[MemoryLog, list[Lo
     engine, logs = stored
     expected = json.loads(golden.STATES.read_text())
     assert {log.epoch: golden.shown(folded(engine, log)) for log in logs} == expected
+
+
+def test_a_stored_snapshot_is_the_state_it_was_taken_of(
+    stored: tuple[MemoryLog, list[LogId]],
+) -> None:
+    engine, logs = stored
+    for log in logs:
+        head = engine.head(log)
+        assert head is not None
+        assert engine.snapshot_offsets(log) == [head.head]
+        loaded, offset = load(engine, head)
+        assert offset == head.head
+        assert whole(loaded) == whole(folded(engine, log))
 
 
 def test_every_version_is_found_in_a_stored_log(stored: tuple[MemoryLog, list[LogId]]) -> None:
@@ -65,10 +78,10 @@ def test_every_kind_of_event_that_is_written_is_in_it(
 ) -> None:
     engine, logs = stored
     kinds = {
-        event.WhichOneof("kind")
+        kind
         for log in logs
         for transaction in fold(engine, log)
-        for event in transaction.events
+        for kind, _ in transaction.facts
     }
     assert kinds == set(_CHANGES)
     assert kinds <= {field.name for field in Event.DESCRIPTOR.fields}

@@ -59,6 +59,7 @@ from snakepit_bridge.errors import (
     VersionConflict,
     VersionNotFound,
 )
+from snakepit_bridge.events import requests
 from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
@@ -148,7 +149,7 @@ class Log:
             "deleted": dict(self.deleted),
             "used_names": set(self.used_names),
             "requests": {
-                key: (known.method, known.first_offset, known.version)
+                requests._key(*key): (known.method, known.first_offset)
                 for key, known in self.requests.items()
             },
         }
@@ -165,8 +166,8 @@ def shown(state: SessionState) -> dict[str, Any]:
         "deleted": state.deleted,
         "used_names": state.used_names,
         "requests": {
-            key: (known.method, known.first_offset, known.version)
-            for key, known in state.requests.items()
+            key: (known.method, known.first_offset)
+            for key, known in state.requests.entries().items()
         },
     }
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snakepit_bridge.decide import decide, recall
+from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import (
     AlreadyExists,
     InvalidConstraints,
@@ -425,7 +425,7 @@ def committer() -> Iterator[Committer]:
     engine = MemoryLog()
     with SessionContext("s", engine) as session:
         session.register_variable("x", "integer", 1)
-    committer = Committer(engine, decide, recall)
+    committer = Committer(engine, decider(), recall)
     committer.start()
     yield committer
     committer.close()

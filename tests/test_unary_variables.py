@@ -20,7 +20,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge.bridge_servicer import BridgeServicer
-from snakepit_bridge.decide import decide, recall
+from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import ResourceExhausted
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
@@ -547,9 +547,9 @@ def test_pages_of_a_list_end_with_their_log(session: Session) -> None:
 @pytest.fixture
 async def small() -> AsyncIterator[Callable[..., Awaitable[bytes]]]:
     """Call a bridge without a transport, whose answers may have no more than 5,000 bytes."""
-    committer = Committer(MemoryLog(), decide, recall)
+    committer = Committer(MemoryLog(), decider(), recall)
     committer.start()
-    gate = Gate(committer, asyncio.get_running_loop())
+    gate = Gate(committer, asyncio.get_running_loop(), 1 << 20)
     servicer = BridgeServicer(committer, gate, max_message_bytes=5_000)
 
     async def call(method: str, **fields: Any) -> bytes:  # noqa: ANN401

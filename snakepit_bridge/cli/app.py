@@ -8,11 +8,13 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from snakepit_bridge.cli.units import duration, size
 from snakepit_bridge.events.log import LogUnusable
+from snakepit_bridge.limits import DEFAULTS, Limits
 
 __all__ = [
     "app",
@@ -36,6 +38,27 @@ LEVELS = {
 }
 
 
+LogOption = Annotated[
+    str,
+    typer.Option(
+        help="Where the event logs are kept: sqlite:PATH, or memory: to keep nothing. "
+        "Default: sqlite: in the user's state directory.",
+        envvar="SNAKEPIT_BRIDGE_LOG",
+        show_default=False,
+    ),
+]
+
+
+def _limit(name: str, text: str, *, default: str | bool = True, **more: Any) -> Any:  # noqa: ANN401 - as typer's
+    return typer.Option(
+        help=text,
+        envvar=f"SNAKEPIT_BRIDGE_{name}",
+        show_default=default,
+        rich_help_panel="Limits",
+        **more,
+    )
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"snakepit-bridge {metadata.version('snakepit-bridge')}")
@@ -57,34 +80,104 @@ def _root(
 @app.command()
 def serve(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="TCP port on 127.0.0.1 and ::1; 0 = any free.")
-    ] = 50050,
-    log: Annotated[
-        str,
+        int,
         typer.Option(
-            help="Where the event logs are kept: sqlite:PATH, or memory: to keep nothing. "
-            "Default: sqlite: in the user's state directory.",
-            envvar="SNAKEPIT_BRIDGE_LOG",
-            show_default=False,
+            min=0,
+            max=65535,
+            help="TCP port on 127.0.0.1 and ::1; 0 = any free.",
+            envvar="SNAKEPIT_BRIDGE_PORT",
         ),
-    ] = "",
+    ] = 50050,
+    log: LogOption = "",
     ready_file: Annotated[
         Path | None,
         typer.Option(
-            help="Write the port here, atomically, once serving.", envvar="SNAKEPIT_READY_FILE"
+            help="Write the port here, atomically, once serving.",
+            envvar=["SNAKEPIT_BRIDGE_READY_FILE", "SNAKEPIT_READY_FILE"],
         ),
     ] = None,
     grace: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds running calls get on SIGTERM.")
+        float,
+        typer.Option(
+            min=0,
+            max=3600,
+            help="Seconds running calls get on SIGTERM.",
+            envvar="SNAKEPIT_BRIDGE_GRACE",
+        ),
     ] = 1.5,
     log_level: Annotated[
-        str, typer.Option(help="debug, info, warning, error or none.", envvar="SNAKEPIT_LOG_LEVEL")
+        str,
+        typer.Option(
+            help="debug, info, warning, error or none.",
+            envvar=["SNAKEPIT_BRIDGE_LOG_LEVEL", "SNAKEPIT_LOG_LEVEL"],
+        ),
     ] = "info",
+    max_message_size: Annotated[
+        int,
+        _limit(
+            "MAX_MESSAGE_SIZE",
+            "Largest request and answer.",
+            parser=size,
+            metavar="SIZE",
+            default="128MiB",
+        ),
+    ] = DEFAULTS.message_size,
+    max_value_size: Annotated[
+        int,
+        _limit(
+            "MAX_VALUE_SIZE",
+            "Largest value of a variable.",
+            parser=size,
+            metavar="SIZE",
+            default="96MiB",
+        ),
+    ] = DEFAULTS.value_size,
+    max_sessions: Annotated[
+        int, _limit("MAX_SESSIONS", "Live sessions at a time.", min=1)
+    ] = DEFAULTS.sessions,
+    max_variables: Annotated[
+        int, _limit("MAX_VARIABLES", "Live variables in a session.", min=1)
+    ] = DEFAULTS.variables,
+    session_ttl: Annotated[
+        float,
+        _limit(
+            "SESSION_TTL",
+            "End sessions that were not used for so long; 0 = never.",
+            parser=duration,
+            metavar="AGE",
+            default="1h",
+        ),
+    ] = DEFAULTS.session_ttl,
+    optimization_ttl: Annotated[
+        float,
+        _limit(
+            "OPTIMIZATION_TTL",
+            "Take the lock from optimizers that did nothing for so long; 0 = never.",
+            parser=duration,
+            metavar="AGE",
+            default="5m",
+        ),
+    ] = DEFAULTS.optimization_ttl,
+    retention_age: Annotated[
+        float | None,
+        _limit(
+            "RETENTION_AGE",
+            "Forget logs that ended longer ago, and events of live ones that are older; "
+            "0 = keep everything.",
+            parser=duration,
+            metavar="AGE",
+            default="7d for ended logs, live ones are kept whole",
+        ),
+    ] = DEFAULTS.retention_age,
+    snapshot_every: Annotated[
+        int, _limit("SNAPSHOT_EVERY", "Events between two snapshots of a session.", min=1)
+    ] = DEFAULTS.snapshot_every,
 ) -> None:
     """Serve until SIGTERM or SIGINT (Ctrl-C).
 
     Prints GRPC_READY:<port> on stdout once calls are answered; everything else goes to
-    stderr. Exit code 0 after a clean stop.
+    stderr. Exit code 0 after a clean stop. Each option can also be given in the environment,
+    as SNAKEPIT_BRIDGE_<OPTION>. Sizes: 4096, 64KiB, 128MiB. Ages: 90, 30s, 15m, 12h, 7d.
     """
     if log_level.lower() not in LEVELS:
         raise typer.BadParameter(f"choose one of {', '.join(LEVELS)}", param_hint="--log-level")
@@ -93,10 +186,26 @@ def serve(
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    limits = Limits(
+        max_message_size,
+        max_value_size,
+        max_sessions,
+        max_variables,
+        retention_age,
+        snapshot_every,
+        session_ttl,
+        optimization_ttl,
+    )
+    if limits.value_size > limits.message_size:
+        raise typer.BadParameter(
+            f"a value of {limits.value_size} bytes does not fit into a message of "
+            f"{limits.message_size}: raise --max-message-size as well",
+            param_hint="--max-value-size",
+        )
     from snakepit_bridge.server import CannotServe, Settings, run  # noqa: PLC0415 - loads gRPC
 
     try:
-        run(Settings(log or default_log(), port, ready_file, grace))
+        run(Settings(log or default_log(), port, ready_file, grace, limits))
     except (CannotServe, LogUnusable) as error:
         typer.secho(f"snakepit-bridge: {error}", err=True, fg=typer.colors.RED)
         raise typer.Exit(1) from error

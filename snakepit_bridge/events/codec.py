@@ -7,7 +7,8 @@ digests before anything is folded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 
 from google.protobuf.message import DecodeError
 
@@ -18,7 +19,8 @@ from snakepit_bridge.events.model import (
     SCHEMA,
     Draft,
     Envelope,
-    Event,
+    Fact,
+    Origin,
     Record,
     StoredRecord,
     Transaction,
@@ -27,7 +29,17 @@ from snakepit_bridge.events.model import (
     make_value,
 )
 
-__all__ = ["Cause", "Stamp", "Tail", "seal", "unseal", "value_digests"]
+__all__ = [
+    "DIGEST_FIELDS",
+    "OWN_SOURCE",
+    "Cause",
+    "LargeValues",
+    "Stamp",
+    "Tail",
+    "is_absent",
+    "seal",
+    "unseal",
+]
 
 Cause = tuple[Envelope, tuple[str, bytes] | None]
 """A command's envelope and, if its request is to be remembered, method and digest."""
@@ -40,13 +52,18 @@ Tail = tuple[int, bytes, int]
 
 LargeValues = Callable[[Sequence[bytes]], Mapping[bytes, Value]]
 
+OWN_SOURCE = "bridge"
+"""The source of what the bridge does by itself: a stale lock taken away, an expired session."""
+
+_OWN = Envelope("", origin=Origin(OWN_SOURCE))
+
 
 def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRecord, Transaction]:
     """Write ``draft`` as the record that follows ``tail``."""
     head, digest, time = tail
     clock, instance = stamp
-    events, values, key = draft
-    envelope, request = cause
+    events, values, key, own = draft
+    envelope, request = (_OWN, None) if own else cause
     record = Record()
     record.schema = SCHEMA
     record.first_offset = head + 1
@@ -76,9 +93,11 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
     packed, large = _pack(values)
     digest = chain(digest, header)
     count = len(events)
+    facts = tuple([(kind := str(e.WhichOneof("kind")), getattr(e, kind)) for e in events])
+    ended = record.time_unix_nanos if facts[-1][0] == "session_ended" else 0
     return (
-        StoredRecord(head + 1, count, header, packed, digest, large),
-        Transaction(record, events, values, head + count, digest),
+        StoredRecord(head + 1, count, header, packed, digest, large, ended),
+        Transaction(record, header, facts, values, head + count, digest),
     )
 
 
@@ -112,70 +131,129 @@ def _size(value: Value) -> int:
     return len(value.any) + len(value.binary)
 
 
-def unseal(stored: StoredRecord, previous: bytes, large: LargeValues) -> Transaction:
+def unseal(stored: StoredRecord, previous: bytes, large: LargeValues | None) -> Transaction:
     """Read a record back.
 
     :param previous: the digest of the record before.
-    :param large: looks up values stored by digest.
+    :param large: looks up values stored by digest. ``None`` leaves these absent, and those
+        that an event replaced, too: a fold needs neither, and they are most of the work.
     :raises DataLoss: the bytes are not the ones that were acknowledged.
     :raises FailedPrecondition: a newer release wrote them.
     """
-    if chain(previous, stored.header) != stored.digest:
+    first_offset, count, header, _, digest, _, _ = stored
+    if sha256(previous + header).digest() != digest:
         raise _damaged(stored, "its digest does not match its bytes and the record before")
+    record, contents = _parse(stored)
+    anys = contents.any
+    binaries = contents.binary
+    facts: list[Fact] = []
+    values: list[Value] = []
+    absent = False
     try:
-        record = Record.FromString(stored.header)
-        if record.schema > SCHEMA or any(e.WhichOneof("kind") is None for e in record.events):
-            raise FailedPrecondition(
-                f"offset {stored.first_offset} was written by a newer release (schema "
-                f"{record.schema}; this one reads {SCHEMA}): start a newer snakepit_bridge",
-                first_offset=stored.first_offset,
-            )
-        packed = Values.FromString(stored.values)
+        for event in record.events:
+            kind = event.WhichOneof("kind")
+            if kind is None:
+                raise _newer(stored, record)
+            body = getattr(event, kind)
+            facts.append((kind, body))
+            for field, replaced in DIGEST_FIELDS[kind]:
+                named = getattr(body, field)
+                if not named:
+                    continue
+                if replaced and large is None:
+                    values.append(_new(Value, (b"", b"", named)))
+                    continue
+                index = len(values)
+                any_ = anys[index]
+                if not any_:
+                    absent = True
+                    values.append(_new(Value, (b"", b"", named)))
+                elif binaries:
+                    values.append(_checked(stored, named, any_, binaries[index]))
+                elif sha256(any_).digest() == named:
+                    values.append(_new(Value, (any_, b"", named)))
+                else:
+                    raise _damaged(stored, f"its value {named.hex()[:16]} is damaged")
+    except IndexError:
+        raise _damaged(stored, _OTHER_VALUES) from None
+    if len(anys) != len(values) or len(binaries) not in (0, len(values)):
+        raise _damaged(stored, _OTHER_VALUES)
+    if absent and large is not None:
+        values = _completed(stored, values, large)
+    last_offset = first_offset + count - 1
+    return _new(Transaction, (record, header, facts, values, last_offset, digest))
+
+
+def _parse(stored: StoredRecord) -> tuple[Record, Values]:
+    try:
+        record = _parse_record(stored.header)
+        if record.schema > SCHEMA:
+            raise _newer(stored, record)
+        contents = _parse_values(stored.values)
     except DecodeError as error:
         raise _damaged(stored, f"it cannot be parsed ({error})") from error
     if record.first_offset != stored.first_offset or len(record.events) != stored.events:
         raise _damaged(stored, "its offsets differ from those it is stored under")
-    values = _unpack(stored, record, packed, large)
-    return Transaction(record, tuple(record.events), values, stored.last_offset, stored.digest)
+    return record, contents
 
 
-def _unpack(
-    stored: StoredRecord, record: Record, packed: Values, large: LargeValues
-) -> tuple[Value, ...]:
-    digests = [digest for event in record.events for digest in value_digests(event)]
-    if len(digests) != len(packed.any) or len(packed.binary) not in (0, len(digests)):
-        raise _damaged(stored, "it does not hold the values that its events name")
-    binaries: Sequence[bytes] = packed.binary or [b""] * len(digests)
-    absent = [digest for digest, any_ in zip(digests, packed.any, strict=True) if not any_]
-    found = large(absent) if absent else {}
-    values = []
-    for digest, any_, binary in zip(digests, packed.any, binaries, strict=True):
-        if any_:
-            value = make_value(any_, binary)
-        elif digest in found:
-            value = make_value(*found[digest][:2])
+_parse_record = Record.FromString
+_parse_values = Values.FromString
+_new = tuple.__new__
+_OTHER_VALUES = "it does not hold the values that its events name"
+
+
+def is_absent(value: Value) -> bool:
+    """Whether only the digest of a value is at hand."""
+    return not value.any
+
+
+def _checked(stored: StoredRecord, named: bytes, any_: bytes, binary: bytes) -> Value:
+    value = make_value(any_, binary)
+    if value.digest != named:
+        raise _damaged(stored, f"its value {named.hex()[:16]} is damaged")
+    return value
+
+
+def _completed(stored: StoredRecord, values: Sequence[Value], large: LargeValues) -> list[Value]:
+    """The same values, with those stored by digest looked up."""
+    found = large([value.digest for value in values if is_absent(value)])
+    completed = []
+    for value in values:
+        if is_absent(value):
+            kept = found.get(value.digest)
+            if kept is None:
+                raise _damaged(stored, f"its value {value.digest.hex()[:16]} is missing")
+            completed.append(_checked(stored, value.digest, kept.any, kept.binary))
         else:
-            raise _damaged(stored, f"its value {digest.hex()[:16]} is missing")
-        if value.digest != digest:
-            raise _damaged(stored, f"its value {digest.hex()[:16]} is damaged")
-        values.append(value)
-    return tuple(values)
+            completed.append(value)
+    return completed
 
 
-def value_digests(event: Event) -> Iterator[bytes]:
-    """The digests an event names, in the order of ``Values``."""
-    body = getattr(event, str(event.WhichOneof("kind")))
-    for field in _DIGEST_FIELDS.get(type(body).__name__, ()):
-        digest = getattr(body, field)
-        if digest:
-            yield digest
-
-
-_DIGEST_FIELDS = {
-    "VariableRegistered": ("value_digest",),
-    "VariableSet": ("value_digest", "previous_digest"),
-    "VariableDeleted": ("previous_digest",),
+DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {
+    "session_started": (),
+    "session_ended": (),
+    "session_forked": (),
+    "variable_registered": (("value_digest", False),),
+    "variable_set": (("value_digest", False), ("previous_digest", True)),
+    "variable_deleted": (("previous_digest", True),),
+    "optimization_started": (),
+    "optimization_stopped": (),
+    "tools_registered": (),
+    "tool_started": (),
+    "tool_finished": (("value_digest", False),),
+    "value_redacted": (),
 }
+"""The digests that an event names, in the order of ``Values``, and whether each is that of a
+value which the event replaced."""
+
+
+def _newer(stored: StoredRecord, record: Record) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"offset {stored.first_offset} was written by a newer release (schema "
+        f"{record.schema}; this one reads {SCHEMA}): start a newer snakepit_bridge",
+        first_offset=stored.first_offset,
+    )
 
 
 def _damaged(stored: StoredRecord, why: str) -> DataLoss:

@@ -24,33 +24,48 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from snakepit_bridge.errors import BridgeError, InternalError, OutcomeUnknown, Unavailable
 from snakepit_bridge.events.codec import Stamp, seal
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
 from snakepit_bridge.events.model import (
+    AGAIN,
     Answer,
     Decision,
     Envelope,
+    LogHead,
     LogId,
+    Moment,
     Recall,
     StoredRecord,
+    StoredSnapshot,
     Transaction,
 )
 from snakepit_bridge.events.projection import SessionState, VariableState, apply
-from snakepit_bridge.events.reading import fold, state_after, transaction_at
+from snakepit_bridge.events.reading import load, state_after, transaction_at
+from snakepit_bridge.events.snapshot import copied, seal_snapshot
 
 __all__ = [
     "Command",
     "Committer",
-    "LoadedLog",
     "Outcome",
     "Task",
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LONG_TAIL = 1_000
+"""Events after the newest snapshot that are worth another one before a log leaves memory:
+folding them takes as long as the snapshot, about 5 ms."""
+
+LONGEST_LEAVE = 0.3
+"""Seconds for that when the bridge stops, which must take less than 2 in all."""
 
 
 class Command(Protocol):
@@ -79,24 +94,11 @@ class Task(Protocol):
         """Turn the outcome into what is delivered."""
 
 
-Decide = Callable[[SessionState, str, Any], Decision]
+Decide = Callable[[SessionState, str, Any, Moment], Decision]
 RecallAnswer = Callable[[Any, Transaction], Answer]
+SnapshotDue = Callable[[LoadedLog, SessionState], None]
 Deliver = Callable[[Sequence[Any]], None]
 """Takes one result a task, in order; a ``BridgeError`` is a refusal."""
-
-
-class LoadedLog:
-    """One log in memory: the state that is decided on and the state that is read."""
-
-    __slots__ = ("committed", "id", "lock", "working")
-
-    def __init__(self, id: LogId) -> None:  # noqa: A002 - the field's name
-        self.id = id
-        self.working = SessionState()
-        """Owned by the committer thread; may be ahead of the disk."""
-        self.committed = SessionState()
-        """Read under ``lock``."""
-        self.lock = threading.Lock()
 
 
 class _Duplicate(NamedTuple):
@@ -105,6 +107,13 @@ class _Duplicate(NamedTuple):
     command: Command
     log: LogId
     first_offset: int
+
+
+class _Chore(NamedTuple):
+    """Work for this thread that is no command; see ``Committer.perform``."""
+
+    work: Callable[[], Any]
+    future: Future[Any]
 
 
 class Committer:
@@ -126,15 +135,22 @@ class Committer:
         self._recall = recall
         self._clock = clock
         self._epochs = epochs
-        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | None] = queue.SimpleQueue()
+        self._snapshot_every = 0
+        self._snapshot_due: SnapshotDue | None = None
+        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | _Chore | None]
+        self._inbox = queue.SimpleQueue()
         self._working: dict[str, LoadedLog] = {}
         """Newest log of each loaded session; the committer thread's own view."""
         self._loaded: dict[str, LoadedLog] = {}
         """The same as it is committed; written by the committer, read by all."""
+        self._live = 0
+        """How many logs have not ended."""
         self._broken: AppendError | None = None
-        """The failure after which the engine has not settled yet."""
+        """The failure after which nothing can be written yet."""
+        self._settled = True
+        """Whether it is known what the failed append stored."""
         self._in_doubt: set[str] = set()
-        """Sessions of which it is unknown until then what is stored."""
+        """Sessions of which it is not."""
         self._closing = False
         self._door = threading.Lock()
         """Held to queue and to close, so that nothing is queued behind the end."""
@@ -156,9 +172,43 @@ class Committer:
                 raise Unavailable("the bridge is shutting down: retry with another one")
             self._inbox.put((tasks, deliver))
 
+    def perform(self, work: Callable[[], T]) -> Future[T]:
+        """Run something between two commits, on the thread that may write to the engine.
+
+        The future gets what it returns or raises; an ``AppendError`` also makes the engine
+        settle before the next commit.
+
+        :raises Unavailable: the committer is closing.
+        """
+        future: Future[T] = Future()
+        with self._door:
+            if self._closing:
+                raise Unavailable("the bridge is shutting down")
+            self._inbox.put(_Chore(work, future))
+        return future
+
     def loaded(self, session_id: str) -> LoadedLog | None:
         """The session's newest log, if it is in memory; ``LoadSession`` brings it there."""
+        log = self._loaded.get(session_id)
+        if log is not None:
+            log.touched = True
+        return log
+
+    def peek(self, session_id: str) -> LoadedLog | None:
+        """The same without counting as a use of the session."""
         return self._loaded.get(session_id)
+
+    def when_snapshot_due(self, every: int, call: SnapshotDue) -> None:
+        """Have ``call`` made when a log has ``every`` events more than its last snapshot.
+
+        It gets a copy of the state and must not take long: the committer's thread makes the
+        call. What is sealed elsewhere comes back by ``keep_snapshot``.
+        """
+        self._snapshot_every, self._snapshot_due = every, call
+
+    def all_loaded(self) -> Sequence[LoadedLog]:
+        """Every log in memory."""
+        return list(self._loaded.values())
 
     def close(self) -> None:
         """Commit and answer everything queued, then close the engine. Idempotent."""
@@ -172,20 +222,54 @@ class Committer:
 
     def _run(self) -> None:
         inbox = self._inbox
+        self._count_live()
         open_ = True
         while open_:
-            group = inbox.get()
-            groups = []
+            item = inbox.get()
+            groups: list[tuple[Sequence[Task], Deliver]] = []
+            chores: list[_Chore] = []
             with contextlib.suppress(queue.Empty):
                 while True:
-                    if group is None:
+                    if item is None:
                         open_ = False
+                    elif isinstance(item, _Chore):
+                        chores.append(item)
                     else:
-                        groups.append(group)
-                    group = inbox.get_nowait()
+                        groups.append(item)
+                    item = inbox.get_nowait()
             if groups:
                 self._commit(groups)
+                if self._broken is None:
+                    self.engine.tidy()
+            for chore in chores:
+                self._do(chore)
+        self._leave_snapshots()
         self.engine.close()
+
+    def _do(self, chore: _Chore) -> None:
+        work, future = chore
+        try:
+            if self._broken is not None:
+                self._recover()
+            result = work()
+        except AppendError as error:
+            if self._broken is None:
+                logger.error("upkeep of the log failed: %s", error)  # noqa: TRY400 - no defect
+                self._fail(error)
+            future.set_exception(error.answer)
+        except Exception as error:  # noqa: BLE001 - whoever waits for it handles it
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _count_live(self) -> None:
+        try:
+            self._live = self.engine.live_sessions()
+        except BridgeError as error:
+            logger.warning("the live sessions could not be counted: %s", error)
+
+    def _fail(self, error: AppendError) -> None:
+        self._broken, self._settled = error, False
 
     def _commit(self, groups: Sequence[tuple[Sequence[Task], Deliver]]) -> None:
         tasks = groups[0][0] if len(groups) == 1 else [t for group, _ in groups for t in group]
@@ -193,7 +277,7 @@ class Committer:
             results = self._results(tasks)
         except Exception:
             logger.exception("the committer failed on a batch of %d", len(tasks))
-            self._broken = AppendError(Unavailable("the bridge is recovering: retry"))
+            self._fail(AppendError(Unavailable("the bridge is recovering: retry")))
             self._in_doubt.update(self._working)
             self._working.clear()
             results = [OutcomeUnknown(_UNKNOWN)] * len(tasks)
@@ -210,16 +294,19 @@ class Committer:
     def _results(self, tasks: Sequence[Task]) -> list[Any]:
         if self._broken is not None:
             try:
-                self._settle()
+                self._recover()
             except AppendError as error:
                 return [self._while_broken(task, error.answer) for task in tasks]
-        batch = _Batch()
-        results: list[Any] = []
         stamp = (self._clock(), self.instance)
+        batch = _Batch(Moment(stamp[0], self._live))
+        results: list[Any] = []
         for task in tasks:
             try:
                 command = task.command()
-                log, decision = self._decision(command)
+                log, decision = self._decision(command, batch.moment)
+                while decision.answer is AGAIN:
+                    self._write(command, decision, log, batch, stamp)
+                    log, decision = self._decision(command, batch.moment)
             except BridgeError as error:
                 results.append(error)
             except Exception:
@@ -246,20 +333,22 @@ class Committer:
             command = task.command()
             if command.envelope.session_id in self._in_doubt:
                 return refusal
-            log, decision = self._decision(command)
+            batch = _Batch(Moment(self._clock(), self._live))
+            log, decision = self._decision(command, batch.moment)
             if decision.drafts:
                 return refusal
-            return self._answer(task, self._accept(command, decision, log, _Batch(), (0, "")))
+            return self._answer(task, self._accept(command, decision, log, batch, (0, "")))
         except BridgeError as error:
             return error
 
-    def _decision(self, command: Command) -> tuple[LoadedLog | None, Decision]:
+    def _decision(self, command: Command, moment: Moment) -> tuple[LoadedLog | None, Decision]:
         """Decide a command on the newest log of its session; ``None`` when none is kept."""
         session_id = command.envelope.session_id
         log = self._working.get(session_id) or self._load(session_id)
         if log is None:
-            return None, self._decide(_NO_STATE, "", command)
-        return log, self._decide(log.working, log.id.epoch, command)
+            return None, self._decide(_NO_STATE, "", command, moment)
+        log.touched = True
+        return log, self._decide(log.working, log.id.epoch, command, moment)
 
     def _accept(
         self,
@@ -269,40 +358,58 @@ class Committer:
         batch: _Batch,
         stamp: Stamp,
     ) -> Outcome | _Duplicate:
-        """Seal and apply what was decided; an exception here fails the batch."""
-        drafts, answer, starts, request = decision
+        """Write what was decided; an exception here fails the batch."""
+        log = self._write(command, decision, log, batch, stamp)
+        answer = decision.answer
+        if isinstance(answer, Answer):
+            variables = log.working.variables
+            return Outcome(
+                answer,
+                log.id.epoch,
+                variables.get(answer.variable_id) if answer.variable_id else None,
+                tuple(variables.values()) if answer.show_state else (),
+            )
+        if isinstance(answer, Recall):
+            return _Duplicate(command, log.id, answer.first_offset)
+        raise AssertionError("what is to be decided again is not accepted yet")
+
+    def _write(
+        self,
+        command: Command,
+        decision: Decision,
+        log: LoadedLog | None,
+        batch: _Batch,
+        stamp: Stamp,
+    ) -> LoadedLog:
+        """Seal and apply the drafts of a decision; gives the log that they went to."""
+        drafts, _, starts, request = decision
         envelope = command.envelope
         if starts or log is None:
             log = LoadedLog(LogId(envelope.session_id, self._epochs() if drafts else ""))
+        if not drafts:
+            return log
         state, log_id = log.working, log.id
-        if drafts:
-            if starts:
-                self._working[log_id.session_id] = log
-            touched = batch.touched.get(log_id)
-            if touched is None:
-                touched = batch.touched[log_id] = (log, [])
-            cause = (envelope, request)
-            for draft in drafts:
-                tail = (state.head, state.digest, state.time_unix_nanos)
-                stored, transaction = seal(draft, cause, stamp, tail)
-                touched[1].extend(apply(state, transaction))
-                batch.records.append((log_id, stored))
-        if isinstance(answer, Recall):
-            return _Duplicate(command, log_id, answer.first_offset)
-        return Outcome(
-            answer,
-            log_id.epoch,
-            state.variables.get(answer.variable_id) if answer.variable_id else None,
-            tuple(state.variables.values()) if answer.show_state else (),
-        )
+        if starts:
+            self._working[log_id.session_id] = log
+        touched = batch.touched.get(log_id)
+        if touched is None:
+            touched = batch.touched[log_id] = (log, [])
+        cause = (envelope, request)
+        for draft in drafts:
+            tail = (state.head, state.digest, state.time_unix_nanos)
+            stored, transaction = seal(draft, cause, stamp, tail)
+            touched[1].extend(apply(state, transaction))
+            batch.records.append((log_id, stored))
+        if starts or state.ended:
+            clock, live = batch.moment
+            batch.moment = Moment(clock, live + starts - bool(state.ended))
+        return log
 
     def _load(self, session_id: str) -> LoadedLog | None:
         head = self.engine.latest(session_id)
         if head is None:
             return None
-        state = SessionState()
-        for transaction in fold(self.engine, head.log):
-            apply(state, transaction)
+        state, snapshot_offset = load(self.engine, head)
         log = self._loaded.get(session_id)
         if log is None or log.id != head.log:
             log = LoadedLog(head.log)
@@ -310,7 +417,9 @@ class Committer:
         log.working = state
         with log.lock:
             log.committed = state.readable()
+        log.base, log.snapshot_offset = head.base, snapshot_offset
         self._working[session_id] = self._loaded[session_id] = log
+        self._ask_for_snapshot(log)
         return log
 
     def _publish(self, batch: _Batch) -> None:
@@ -318,6 +427,16 @@ class Committer:
             with log.lock:
                 log.committed.adopt(log.working, touched)
             self._loaded[log.id.session_id] = log
+            if log.working.head - log.snapshot_offset >= self._snapshot_every:
+                self._ask_for_snapshot(log)
+        self._live = batch.moment.live_sessions
+
+    def _ask_for_snapshot(self, log: LoadedLog) -> None:
+        """Have the state, which is committed, sealed on another thread, if it is time."""
+        due = log.working.head - log.snapshot_offset >= self._snapshot_every
+        if due and not log.snapshot_asked and self._snapshot_due is not None:
+            log.snapshot_asked = True
+            self._snapshot_due(log, copied(log.working))
 
     def _answer(self, task: Task, result: Outcome | _Duplicate) -> Any:  # noqa: ANN401
         try:
@@ -346,14 +465,18 @@ class Committer:
         everything = tuple(then.variables.values()) if answer.show_state else ()
         return Outcome(answer, log.epoch, then.variables.get(id_), everything)
 
-    def _settle(self) -> None:
-        """Bring the engine back; until this succeeds nothing is decided.
+    def _recover(self) -> None:
+        """Bring the engine back; until this succeeds nothing is written.
 
         :raises AppendError: it is still out of order.
         """
-        self.engine.settle()
+        if not self._settled:
+            self.engine.settle()
+            self._settled = True
+            self._in_doubt.clear()
+            self._count_live()
+        self.engine.resume()
         self._broken = None
-        self._in_doubt.clear()
         logger.warning("the log %s can be written again", self.engine.url)
 
     def _after_failure(
@@ -363,31 +486,85 @@ class Committer:
         logger.error("appending %d records failed: %s", len(batch.records), error)
         if isinstance(error, Conflict):
             error = AppendError(Unavailable(f"another writer was first ({error}): retry"))
-        self._broken = error
+        self._fail(error)
         sessions = {log.session_id for log in batch.touched}
         for session_id in sessions:
             # The working states are ahead of what may be stored: read them anew.
             self._working.pop(session_id, None)
         try:
-            self._settle()
+            self.engine.settle()
             stored = [self._is_stored(log, record) for log, record in batch.records]
             for session_id in sessions:
                 if self._load(session_id) is None:
                     self._loaded.pop(session_id, None)
         except (AppendError, BridgeError) as again:
             logger.error("what was stored is not known: %s", again)  # noqa: TRY400 - no defect
-            self._broken = again if isinstance(again, AppendError) else error
+            self._fail(again if isinstance(again, AppendError) else error)
             self._in_doubt.update(sessions)
             for session_id in sessions:
                 self._working.pop(session_id, None)
             results[:] = [OutcomeUnknown(_UNKNOWN) for _ in results]
             return
+        self._settled = True
+        self._count_live()
         start = 0
         for index, end in enumerate(batch.ends):
             # A command without events of its own was decided on those of the others.
             if not all(stored[start:end] or stored):
                 results[index] = error.answer
             start = end
+        with contextlib.suppress(AppendError):
+            # Not yet, for example while the disk is full: the next batch tries again.
+            self._recover()
+
+    def copy_of(self, log: LoadedLog) -> SessionState:
+        """A copy of the state to make a snapshot of; a chore for ``perform``."""
+        return copied(log.working)
+
+    def keep_snapshot(self, log: LoadedLog, snapshot: StoredSnapshot) -> None:
+        """Store a snapshot of a loaded log; a chore for ``perform``."""
+        log.snapshot_asked = False
+        self.engine.save_snapshot(log.id, snapshot)
+        log.snapshot_offset = max(log.snapshot_offset, snapshot.offset)
+        log.working.requests.adopt(snapshot.requests)
+
+    def evict(self, logs: Iterable[LoadedLog]) -> None:
+        """Take logs out of memory that are not in use; a chore for ``perform``."""
+        for log in logs:
+            session_id = log.id.session_id
+            if not log.touched and self._working.get(session_id) is log:
+                del self._working[session_id]
+                self._loaded.pop(session_id, None)
+
+    def cut(self, at: LogHead) -> None:
+        """Forget a log up to and including an offset; a chore for ``perform``."""
+        self.engine.cut(at)
+        log = self._loaded.get(at.log.session_id)
+        if log is not None and log.id == at.log:
+            log.base = at.head
+
+    def drop(self, log_id: LogId) -> None:
+        """Forget a log that has ended; a chore for ``perform``."""
+        self.engine.drop(log_id)
+        for logs in (self._working, self._loaded):
+            log = logs.get(log_id.session_id)
+            if log is not None and log.id == log_id:
+                del logs[log_id.session_id]
+
+    def _leave_snapshots(self) -> None:
+        """Before the end, see to it that the longest tails need not be folded again."""
+        if self._broken is not None:
+            return
+        end = time.monotonic() + LONGEST_LEAVE
+        logs = [log for log in self._loaded.values() if log.tail >= LONG_TAIL]
+        for log in sorted(logs, key=lambda log: -log.tail):
+            if time.monotonic() > end:
+                return
+            try:
+                self.engine.save_snapshot(log.id, seal_snapshot(log.working))
+            except AppendError as error:
+                logger.warning("a last snapshot was not stored: %s", error)
+                return
 
     def _is_stored(self, log: LogId, record: StoredRecord) -> bool:
         found = self.engine.record_at(log, record.first_offset)
@@ -397,9 +574,10 @@ class Committer:
 class _Batch:
     """What one commit has gathered."""
 
-    __slots__ = ("ends", "records", "touched")
+    __slots__ = ("ends", "moment", "records", "touched")
 
-    def __init__(self) -> None:
+    def __init__(self, moment: Moment) -> None:
+        self.moment = moment
         self.records: list[tuple[LogId, StoredRecord]] = []
         self.ends: list[int] = []
         """For each task, how many records there were after it."""

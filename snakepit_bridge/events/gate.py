@@ -31,7 +31,13 @@ MAX_UNDER_WAY = 10_000
 class Gate:
     """Belongs to one event loop and is used on it only."""
 
-    def __init__(self, committer: Committer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, committer: Committer, loop: asyncio.AbstractEventLoop, max_bytes: int
+    ) -> None:
+        """:param max_bytes: of requests that may wait for the committer together."""
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._waiting_bytes = 0
         self._committer = committer
         self._loop = loop
         self._tasks: list[Task] = []
@@ -40,15 +46,23 @@ class Gate:
         self._under_way = 0
         self._peak = 1.0
 
-    def submit(self, task: Task) -> asyncio.Future[Any]:
+    def submit(self, task: Task, size: int = 0) -> asyncio.Future[Any]:
         """Queue a task; the future gets its result or its ``BridgeError``.
 
+        :param size: bytes of the request.
         :raises ResourceExhausted: too many are under way.
         """
         if self._under_way >= MAX_UNDER_WAY:
             raise ResourceExhausted(
                 f"{MAX_UNDER_WAY} calls wait for the log already: slow down and retry"
             )
+        if self._bytes + size > self._max_bytes and self._bytes:
+            raise ResourceExhausted(
+                f"{self._bytes} bytes of requests wait for the log already, {self._max_bytes} may: "
+                "slow down and retry, or start the bridge with a larger --max-message-size"
+            )
+        self._bytes += size
+        self._waiting_bytes += size
         future: asyncio.Future[Any] = self._loop.create_future()
         self._tasks.append(task)
         self._futures.append(future)
@@ -71,18 +85,22 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         tasks, futures = self._tasks, self._futures
-        self._tasks, self._futures = [], []
+        size = self._waiting_bytes
+        self._tasks, self._futures, self._waiting_bytes = [], [], 0
 
         def deliver(results: Sequence[Any]) -> None:
-            self._loop.call_soon_threadsafe(self._deliver, futures, results)
+            self._loop.call_soon_threadsafe(self._deliver, futures, results, size)
 
         try:
             self._committer.submit(tasks, deliver)
         except Unavailable as error:
-            self._deliver(futures, [error] * len(futures))
+            self._deliver(futures, [error] * len(futures), size)
 
-    def _deliver(self, futures: list[asyncio.Future[Any]], results: Sequence[Any]) -> None:
+    def _deliver(
+        self, futures: list[asyncio.Future[Any]], results: Sequence[Any], size: int
+    ) -> None:
         self._under_way -= len(futures)
+        self._bytes -= size
         for future, result in zip(futures, results, strict=True):
             if future.cancelled():
                 continue

@@ -10,22 +10,38 @@ An engine keeps many logs, each a sequence of records, and promises four things:
   engine's documentation says it survives.
 * **Verbatim.** What is read is what was appended, byte for byte.
 
-``append``, ``settle`` and ``close`` are called by one thread (the committer); reading is
-safe from any thread at any time and sees only what was appended. When ``append`` raises
-anything but ``Conflict``, it is unknown which records of that call are stored: the owner
-must call ``settle`` until it succeeds, and then believe ``head``. Nothing else may be
-appended before.
+Whatever writes is called by one thread (the committer); reading is safe from any thread at
+any time and sees only what was appended. When ``append`` raises anything but ``Conflict``,
+it is unknown which records of that call are stored: the owner must call ``settle`` until it
+succeeds, then believe ``head``, and append no more before ``resume`` has succeeded.
+
+Beside its records an engine keeps of each log *snapshots*, which save work and nothing
+else, and a *base*: the offset up to which retention has cut the log away. Cutting and
+dropping take effect at once; ``sweep`` then frees the room, piece by piece.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from snakepit_bridge.errors import BridgeError
-from snakepit_bridge.events.model import LogHead, LogId, StoredRecord, Value
+from snakepit_bridge.events.model import LogHead, LogId, StoredRecord, StoredSnapshot, Value
 
-__all__ = ["AppendError", "Conflict", "EventLog", "LogInUse", "LogUnusable"]
+__all__ = [
+    "UNREFERENCED_NANOS",
+    "AppendError",
+    "Conflict",
+    "EventLog",
+    "LogEntry",
+    "LogInUse",
+    "LogUnusable",
+]
+
+
+UNREFERENCED_NANOS = 3_600 * 10**9
+"""How long a value stored by digest is kept that nothing refers to any more."""
 
 
 class Conflict(Exception):
@@ -51,6 +67,16 @@ class LogInUse(LogUnusable):
     """Another process owns this data; the message names it."""
 
 
+class LogEntry(NamedTuple):
+    """One log in a list."""
+
+    log: LogId
+    ended_unix_nanos: int
+    """0 while it lives."""
+    accessed_unix_nanos: int
+    """When it was last accessed, within a tenth of the time to live."""
+
+
 class EventLog(ABC):
     """Ordered, durable logs of transactions; see the module for what is promised."""
 
@@ -60,6 +86,10 @@ class EventLog(ABC):
     @abstractmethod
     def latest(self, session_id: str) -> LogHead | None:
         """The newest log of a session, live or ended; ``None`` when none is kept."""
+
+    @abstractmethod
+    def head(self, log: LogId) -> LogHead | None:
+        """Where a log begins and ends; ``None`` when it is not kept."""
 
     @abstractmethod
     def append(self, records: Sequence[tuple[LogId, StoredRecord]]) -> None:
@@ -79,6 +109,17 @@ class EventLog(ABC):
         """
 
     @abstractmethod
+    def resume(self) -> None:
+        """Make sure, after settling, that an append can succeed again.
+
+        :raises AppendError: it cannot yet, for example because the disk is still full.
+        """
+
+    @abstractmethod
+    def tidy(self) -> None:
+        """Do what appends leave undone, once their answers are on their way."""
+
+    @abstractmethod
     def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         """At most ``limit`` records in order, from the one that holds offset ``after + 1``."""
 
@@ -89,6 +130,68 @@ class EventLog(ABC):
     @abstractmethod
     def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
         """Those of the values stored by digest that are kept."""
+
+    @abstractmethod
+    def save_snapshot(self, log: LogId, snapshot: StoredSnapshot) -> None:
+        """Keep a snapshot, and the table of requests of the newest two only.
+
+        It is durable no later than the next append; losing it costs time, nothing else.
+
+        :raises BridgeError: it was not saved, which changes nothing.
+        """
+
+    @abstractmethod
+    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
+        """The newest snapshot at or before an offset, but not before the base."""
+
+    @abstractmethod
+    def snapshot_offsets(self, log: LogId) -> Sequence[int]:
+        """Where there are snapshots, in order."""
+
+    @abstractmethod
+    def to_cut(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogHead]:
+        """Where live logs can be cut: at the newest snapshot older than that time."""
+
+    @abstractmethod
+    def cut(self, at: LogHead) -> None:
+        """Forget, for ever, the records up to the one that ends at an offset."""
+
+    @abstractmethod
+    def drop(self, log: LogId) -> None:
+        """Forget a whole log, for ever."""
+
+    @abstractmethod
+    def sweep(self, now_unix_nanos: int) -> bool:
+        """Free a piece of what was cut, dropped, or is referred to no more.
+
+        A value stored by digest goes an hour after the last record or snapshot that refers
+        to it. Gives whether there is more to do.
+        """
+
+    @abstractmethod
+    def live_sessions(self) -> int:
+        """How many logs have not ended."""
+
+    @abstractmethod
+    def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
+        """Logs by session id and epoch, from the one after ``after``."""
+
+    @abstractmethod
+    def ended_before(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogId]:
+        """Logs that ended before a time."""
+
+    @abstractmethod
+    def touch(self, accesses: Mapping[LogId, int]) -> None:
+        """Keep when logs were last accessed (Unix nanoseconds), for people to read."""
+
+    @abstractmethod
+    def faults(self, *, thorough: bool = True) -> Iterator[str]:
+        """What is wrong with the structure that holds the logs, in words.
+
+        Once one was found nothing more is written.
+
+        :param thorough: take the time to look at everything.
+        """
 
     @abstractmethod
     def close(self) -> None:

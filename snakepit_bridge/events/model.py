@@ -7,28 +7,33 @@ stored and never encoded again. What stands here is what surrounds it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from snakepit_bridge.event_log_pb2 import Event, Record
 
 __all__ = [
+    "AGAIN",
     "GENESIS",
     "INLINE_LIMIT",
     "MAX_TRANSACTION",
     "SCHEMA",
+    "Again",
     "Answer",
     "Decision",
     "Draft",
     "Envelope",
     "Event",
+    "Fact",
     "LogHead",
     "LogId",
+    "Moment",
     "Origin",
     "Recall",
     "Record",
-    "Remembered",
     "StoredRecord",
+    "StoredSnapshot",
     "Transaction",
     "Value",
     "chain",
@@ -89,6 +94,12 @@ class LogHead(NamedTuple):
     """Offset of the last event; 0 for a log that is not stored yet."""
     digest: bytes
     """Digest of the last record."""
+    base: int = 0
+    """Offset up to which retention has cut the log away."""
+    base_digest: bytes = GENESIS
+    """Digest at the base: what the first record that is kept follows."""
+    mark: tuple[int, bytes] | None = None
+    """Head and digest as the last clean stop left them."""
 
 
 class StoredRecord(NamedTuple):
@@ -101,10 +112,31 @@ class StoredRecord(NamedTuple):
     digest: bytes
     large: tuple[Value, ...] = ()
     """Values above ``INLINE_LIMIT``; on appending only, they are stored by digest."""
+    ended_unix_nanos: int = 0
+    """When it ends its log; on appending only."""
 
     @property
     def last_offset(self) -> int:
         return self.first_offset + self.events - 1
+
+
+class StoredSnapshot(NamedTuple):
+    """The state of a session at one offset, as an engine keeps it."""
+
+    offset: int
+    """Of the last event of a transaction."""
+    digest: bytes
+    """Of the record there."""
+    time_unix_nanos: int
+    """Of that record."""
+    state: bytes
+    """A serialized ``Snapshot``."""
+    requests: bytes
+    """The table of remembered requests; empty in all but the newest two of a log."""
+    check: bytes
+    """SHA-256 over offset, digest and state; see ``event_log.proto``."""
+    large: tuple[bytes, ...] = ()
+    """Digests of the values it refers to; on saving only."""
 
 
 class Origin(NamedTuple):
@@ -123,6 +155,15 @@ class Draft(NamedTuple):
     values: tuple[Value, ...] = ()
     """The events' values, in the order that ``Values`` of ``event_log.proto`` gives."""
     request_key: str = ""
+    own: bool = False
+    """The bridge's own doing, which met a command but is not part of it."""
+
+
+class Moment(NamedTuple):
+    """What a decision has to know beside the state of its session."""
+
+    clock_unix_nanos: int
+    live_sessions: int
 
 
 class Envelope(NamedTuple):
@@ -135,6 +176,8 @@ class Envelope(NamedTuple):
     origin: Origin = Origin()
     metadata: Mapping[str, str] = {}
     """The change's metadata, without the keys that went into ``origin``."""
+    optimization_id: str = ""
+    """The key to the lock of the optimizer that sends this."""
 
 
 class Answer(NamedTuple):
@@ -148,6 +191,7 @@ class Answer(NamedTuple):
     """The variable to be shown as this command left it."""
     show_state: bool = False
     """Whether the whole state is shown."""
+    optimization_id: str = ""
     versions: Mapping[str, int] = {}
     """Of a batch: identifier as it was asked to new version."""
     errors: Mapping[str, str] = {}
@@ -163,33 +207,39 @@ class Recall(NamedTuple):
     first_offset: int
 
 
+class Again(Enum):
+    """The command is decided again, on the state after the drafts."""
+
+    AGAIN = 0
+
+
+AGAIN = Again.AGAIN
+
+
 class Decision(NamedTuple):
     """What becomes of a command: the transactions to append, and the answer after that."""
 
     drafts: tuple[Draft, ...]
-    answer: Answer | Recall
+    answer: Answer | Recall | Again
     starts: bool = False
     """The first draft begins a new log."""
     request: tuple[str, bytes] | None = None
     """Method and payload digest to remember under the envelope's request id."""
 
 
+Fact = tuple[str, Any]
+"""The kind of an event and its body, a message of ``event_log.proto``."""
+
+
 class Transaction(NamedTuple):
     """A record, parsed: what the projection folds and a watcher is shown."""
 
     record: Record
-    events: Sequence[Event]
-    """Those of the record."""
-    values: tuple[Value, ...]
+    header: bytes
+    """The record as it is stored."""
+    facts: Sequence[Fact]
+    """Its events."""
+    values: Sequence[Value]
+    """Those that its events name, in the order of ``Values`` of ``event_log.proto``."""
     last_offset: int
     digest: bytes
-
-
-class Remembered(NamedTuple):
-    """What is kept of an accepted ``request_id``; its answer is in the log."""
-
-    method: str
-    digest: bytes
-    first_offset: int
-    version: int = 0
-    """Of a key in a batch that was not atomic: the version it made."""

@@ -1,46 +1,210 @@
-"""Reading a log: whole, at one offset, or along the life of one variable.
+"""Reading a log: its state at one offset, its transactions, or the life of one variable.
 
-Whatever is read is checked against its digests first; a mismatch is ``DataLoss``.
+Whatever is read is checked against its digests first; a mismatch is ``DataLoss``. What
+retention has cut away is ``OffsetOutOfRange``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from snakepit_bridge.errors import DataLoss
-from snakepit_bridge.events.codec import unseal, value_digests
+from snakepit_bridge.errors import DataLoss, OffsetOutOfRange
+from snakepit_bridge.events.codec import DIGEST_FIELDS, LargeValues, is_absent, unseal
 from snakepit_bridge.events.log import EventLog
-from snakepit_bridge.events.model import GENESIS, Event, LogId, Record, Transaction, Value
+from snakepit_bridge.events.model import (
+    GENESIS,
+    Fact,
+    LogHead,
+    LogId,
+    Record,
+    Transaction,
+    Value,
+    make_value,
+)
 from snakepit_bridge.events.projection import SessionState, apply
+from snakepit_bridge.events.snapshot import open_snapshot
 
-__all__ = ["PastVersion", "fold", "state_after", "transaction_at", "versions"]
+__all__ = [
+    "PastVersion",
+    "complete",
+    "cut_away",
+    "fold",
+    "load",
+    "state_after",
+    "state_at",
+    "transaction_at",
+    "versions",
+]
+
+logger = logging.getLogger(__name__)
 
 
-def fold(engine: EventLog, log: LogId) -> Iterator[Transaction]:
+def fold(
+    engine: EventLog,
+    log: LogId,
+    after: int = 0,
+    digest: bytes = GENESIS,
+    *,
+    values: bool = True,
+) -> Iterator[Transaction]:
     """The transactions of a log in order, each checked against the one before.
 
+    :param after: the last offset of the transaction to go on after; ``digest`` is the one there.
+    :param values: whether replaced values and those stored by digest are read as well.
+    :raises OffsetOutOfRange: retention has cut away what comes next.
     :raises DataLoss: naming the first bad offset.
     """
-    head, digest = 0, GENESIS
-    for stored in engine.records(log):
-        if stored.first_offset != head + 1:
-            raise _lost(log, head + 1)
-        transaction = unseal(stored, digest, engine.large_values)
+    large = engine.large_values if values else None
+    for stored in engine.records(log, after):
+        if stored.first_offset != after + 1:
+            raise _absent(engine, log, after + 1)
+        transaction = unseal(stored, digest, large)
         yield transaction
-        head, digest = transaction.last_offset, transaction.digest
+        after, digest = transaction.last_offset, transaction.digest
+
+
+def load(engine: EventLog, head: LogHead) -> tuple[SessionState, int]:
+    """The state at the head: the newest snapshot and what came after it.
+
+    :returns: the state, and the offset of that snapshot (0 = none).
+    :raises DataLoss: naming the first bad offset.
+    """
+    _check_mark(engine, head)
+    state = _newest_snapshot(engine, head)
+    snapshot_offset = state.head
+    for transaction in fold(engine, head.log, state.head, state.digest, values=False):
+        apply(state, transaction)
+    if state.head != head.head:
+        raise _lost(head.log, state.head + 1)
+    complete(state, engine.large_values)
+    return state, snapshot_offset
+
+
+def state_at(engine: EventLog, log: LogId, offset: int) -> SessionState:
+    """The state after the last transaction that ends at or before ``offset``.
+
+    Request ids are remembered in it only as far as the records after its snapshot go.
+
+    :raises OffsetOutOfRange: retention has cut the log there.
+    :raises DataLoss: an event on the way is damaged or missing.
+    """
+    state = _snapshot_before(engine, log, offset)
+    for transaction in fold(engine, log, state.head, state.digest, values=False):
+        if transaction.last_offset > offset:
+            break
+        apply(state, transaction)
+    complete(state, engine.large_values)
+    return state
+
+
+def complete(state: SessionState, large: LargeValues) -> None:
+    """Bring in the live values that are stored by their digests.
+
+    :raises DataLoss: one of them is missing or damaged.
+    """
+    for id_, variable in state.variables.items():
+        if not is_absent(variable.value):
+            continue
+        digest = variable.value.digest
+        found = large([digest]).get(digest)
+        if found is None or make_value(found.any, found.binary).digest != digest:
+            raise DataLoss(
+                f"the log is damaged at offset {variable.offset}: its value "
+                f"{digest.hex()[:16]} is {'missing' if found is None else 'damaged'}",
+                first_bad_offset=variable.offset,
+            )
+        state.variables[id_] = variable._replace(value=found)
+
+
+def _newest_snapshot(engine: EventLog, head: LogHead) -> SessionState:
+    """The newest state that is stored with its table of requests, or an empty one."""
+    before = head.head
+    while (stored := engine.snapshot(head.log, before)) is not None and stored.requests:
+        try:
+            state = open_snapshot(stored)
+            _check_place(engine, head, state)
+        except DataLoss as error:
+            # It only saved work; the records are still there, or another snapshot is.
+            logger.warning("session %r: %s", head.log.session_id, error.message)
+            before = stored.offset - 1
+        else:
+            return state
+    return _beginning(head)
+
+
+def _snapshot_before(engine: EventLog, log: LogId, offset: int) -> SessionState:
+    before = offset
+    while (stored := engine.snapshot(log, before)) is not None:
+        try:
+            return open_snapshot(stored)
+        except DataLoss as error:
+            logger.warning("session %r: %s", log.session_id, error.message)
+            before = stored.offset - 1
+    head = engine.head(log)
+    if head is not None and head.base:
+        raise cut_away(head, offset)
+    return SessionState()
+
+
+def _beginning(head: LogHead) -> SessionState:
+    if head.base:
+        raise DataLoss(
+            f"the log {head.log.epoch} of session {head.log.session_id!r} begins after offset "
+            f"{head.base}, and no snapshot there can be read",
+            first_bad_offset=head.base,
+        )
+    return SessionState()
+
+
+def _check_place(engine: EventLog, head: LogHead, state: SessionState) -> None:
+    """Check that a snapshot was taken of this log as it is."""
+    if state.head == head.base:
+        digest = head.base_digest
+    else:
+        record = engine.record_at(head.log, state.head)
+        digest = record.digest if record and record.last_offset == state.head else b""
+    if digest != state.digest:
+        raise DataLoss(
+            f"the snapshot at offset {state.head} is not one of this log",
+            first_bad_offset=state.head,
+        )
+
+
+def _check_mark(engine: EventLog, head: LogHead) -> None:
+    """Compare the log with what the last clean stop left."""
+    if head.mark is None:
+        return
+    offset, digest = head.mark
+    if offset <= head.base:
+        return
+    record = engine.record_at(head.log, offset)
+    if record is None or record.digest != digest:
+        bad = min(offset, head.head + 1)
+        raise DataLoss(
+            f"the log {head.log.epoch} of session {head.log.session_id!r} is damaged: a clean "
+            f"stop left it with offset {offset}, "
+            + (f"it ends at {head.head}" if record is None else "which is another one now")
+            + " (an old copy of the file?)",
+            first_bad_offset=bad,
+        )
 
 
 def transaction_at(engine: EventLog, log: LogId, offset: int) -> Transaction:
     """The transaction that holds ``offset``, checked against the record before it.
 
+    :raises OffsetOutOfRange: retention has cut it away.
     :raises DataLoss: it is not there, or not what was acknowledged.
     """
     found = engine.read_back(log, offset + 1, limit=2)
-    if not found or found[0].last_offset < offset:
-        raise _lost(log, offset)
-    previous = found[1].digest if len(found) > 1 else GENESIS
-    return unseal(found[0], previous, engine.large_values)
+    if found and found[0].last_offset >= offset:
+        if len(found) > 1:
+            return unseal(found[0], found[1].digest, engine.large_values)
+        head = engine.head(log)
+        if head is not None and head.base == found[0].first_offset - 1:
+            return unseal(found[0], head.base_digest, engine.large_values)
+    raise _absent(engine, log, offset)
 
 
 def state_after(engine: EventLog, log: LogId, transaction: Transaction) -> SessionState:
@@ -50,14 +214,14 @@ def state_after(engine: EventLog, log: LogId, transaction: Transaction) -> Sessi
 
     :raises DataLoss: an event on the way is damaged or missing.
     """
+    if any(kind not in _BEGINNINGS for kind, _ in transaction.facts):
+        return state_at(engine, log, transaction.last_offset)
     state = SessionState()
-    if any(event.HasField("variable_set") for event in transaction.events):
-        for earlier in fold(engine, log):
-            if earlier.last_offset >= transaction.last_offset:
-                break
-            apply(state, earlier)
     apply(state, transaction)
     return state
+
+
+_BEGINNINGS = ("session_started", "variable_registered")
 
 
 class PastVersion(NamedTuple):
@@ -74,44 +238,67 @@ class PastVersion(NamedTuple):
 
 
 def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[PastVersion]:
-    """The versions of a variable, newest first.
+    """The versions of a variable, newest first, as far back as the log is kept.
 
     :param id_: of the variable.
     :param offset: the event that made the newest, or that deleted the variable.
     :raises DataLoss: an event on the way is damaged or missing, or of another variable.
     """
     while offset:
-        transaction = transaction_at(engine, log, offset)
-        event, values = _event_at(transaction, offset)
-        if getattr(getattr(event, str(event.WhichOneof("kind"))), "id", None) != id_:
+        try:
+            transaction = transaction_at(engine, log, offset)
+        except OffsetOutOfRange:
+            return
+        fact, values = _fact_at(transaction, offset)
+        kind, body = fact
+        if getattr(body, "id", None) != id_:
             raise _lost(log, offset)
-        if event.HasField("variable_deleted"):
-            offset = event.variable_deleted.previous_offset
+        if kind == "variable_deleted":
+            offset = body.previous_offset
             continue
-        if event.HasField("variable_registered"):
+        if kind == "variable_registered":
             yield PastVersion(1, values[0], None, offset, 0, 0, transaction.record)
             return
-        if not event.HasField("variable_set"):
+        if kind != "variable_set":
             raise _lost(log, offset)
-        change = event.variable_set
         yield PastVersion(
-            change.version,
+            body.version,
             values[0],
             values[1],
             offset,
-            change.previous_offset,
-            change.rolled_back_to,
+            body.previous_offset,
+            body.rolled_back_to,
             transaction.record,
         )
-        offset = change.previous_offset
+        offset = body.previous_offset
 
 
-def _event_at(transaction: Transaction, offset: int) -> tuple[Event, tuple[Value, ...]]:
+def _fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value]]:
     index = offset - transaction.record.first_offset
-    events = transaction.events
-    start = sum(1 for event in events[:index] for _ in value_digests(event))
-    count = sum(1 for _ in value_digests(events[index]))
-    return events[index], transaction.values[start : start + count]
+    facts = transaction.facts
+    start = sum(_count(fact) for fact in facts[:index])
+    return facts[index], transaction.values[start : start + _count(facts[index])]
+
+
+def _count(fact: Fact) -> int:
+    kind, body = fact
+    return sum(1 for field, _ in DIGEST_FIELDS[kind] if getattr(body, field))
+
+
+def cut_away(head: LogHead, offset: int) -> OffsetOutOfRange:
+    """The refusal of an offset that is no longer kept."""
+    return OffsetOutOfRange(
+        f"offset {offset} was cut away by retention: the log {head.log.epoch} has offsets "
+        f"{head.base + 1} to {head.head}",
+        first_available=head.base + 1,
+        last=head.head,
+        log_epoch=head.log.epoch,
+    )
+
+
+def _absent(engine: EventLog, log: LogId, offset: int) -> DataLoss | OffsetOutOfRange:
+    head = engine.head(log)
+    return cut_away(head, offset) if head and offset <= head.base else _lost(log, offset)
 
 
 def _lost(log: LogId, offset: int) -> DataLoss:

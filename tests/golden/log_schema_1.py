@@ -1,6 +1,6 @@
 """Logs of schema 1 as they were first written, and how they were made.
 
-``log_schema_1.jsonl`` holds every stored byte, a record or large value a line, and
+``log_schema_1.jsonl`` holds every stored byte, a record, large value or snapshot a line, and
 ``log_schema_1.json`` the states that these fold to. Both are read for ever. As long as
 schema 1 is the one that is written, ``generate`` must give the same bytes again; when the
 stored form changes on purpose, ``python -m tests.golden.log_schema_1`` writes both anew
@@ -29,10 +29,22 @@ from snakepit_bridge.commands import (
     RollbackVariable,
     SetVariable,
     SetVariables,
+    StartOptimization,
+    StopOptimization,
 )
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, LogId, Origin, StoredRecord, Value, make_value
+from snakepit_bridge.events.model import (
+    Envelope,
+    LogId,
+    Origin,
+    StoredRecord,
+    StoredSnapshot,
+    Value,
+    make_value,
+)
 from snakepit_bridge.events.projection import SessionState
+from snakepit_bridge.events.requests import METHODS, RequestTable
+from snakepit_bridge.events.snapshot import seal_snapshot
 from tests.direct import Direct, folded, wire_value
 
 RECORDS = Path(__file__).with_name("log_schema_1.jsonl")
@@ -135,7 +147,34 @@ def commands() -> tuple[Command, ...]:
         # The same id begun anew, by a registration: two events in one record.
         RegisterVariable(s("anew"), "x", "integer", wire_value("integer", "1")),
         SetVariable(s(), "x", wire_value("integer", "2")),
+        *optimized(),
     )
+
+
+def optimized() -> tuple[Command, ...]:
+    """A variable that optimizers lock: one stops, one is forced to, one is left to rust."""
+
+    def t(request_id: str = "", **change: Any) -> Envelope:  # noqa: ANN401 - as Envelope says
+        return Envelope("tuned", request_id, origin=Origin("python"), **change)
+
+    def key(offset: int) -> str:
+        return f"var_lr_2:0000000000000003:{offset}"
+
+    return (
+        RegisterVariable(t(), "lr", "float", wire_value("float", "0.1")),
+        StartOptimization(t("begin"), "lr", "mipro", {"trials": "3"}),
+        SetVariable(t(optimization_id=key(3)), "lr", wire_value("float", "0.2")),
+        StopOptimization(t("stop", optimization_id=key(3)), "lr"),
+        StartOptimization(t(), "lr", "simba"),
+        StopOptimization(t(), "lr", force=True),
+        StartOptimization(t(), "lr", "gepa"),
+        SetVariable(t("late"), "lr", wire_value("float", "0.3")),
+        StartOptimization(t(), "lr", "last"),  # and it stays locked
+    )
+
+
+RUSTED = 31
+"""The tick at which the clock has gone far enough for the last but one optimizer."""
 
 
 def generate() -> tuple[MemoryLog, dict[LogId, SessionState]]:
@@ -146,7 +185,8 @@ def generate() -> tuple[MemoryLog, dict[LogId, SessionState]]:
     def clock() -> int:
         tick = next(ticks)
         jumped = 3_600_000_000_000 if tick == 14 else 0  # back by an hour, once
-        return START + tick * 1_000_000_000 - jumped
+        waited = 1_000_000_000_000 if tick >= RUSTED else 0
+        return START + tick * 1_000_000_000 - jumped + waited
 
     names = itertools.count(1)
     states: dict[LogId, SessionState] = {}
@@ -154,9 +194,11 @@ def generate() -> tuple[MemoryLog, dict[LogId, SessionState]]:
         direct.committer.instance = "00000000c0ffee00"
         for command in commands():
             direct.ask(command)
-            log = direct.loaded("s")
+            log = direct.loaded(command.envelope.session_id)
             states[log.id] = log.working
         direct.ask(LoadSession(Envelope("s")))
+    for log_id, state in states.items():
+        engine.save_snapshot(log_id, seal_snapshot(state))
     return engine, states
 
 
@@ -177,9 +219,24 @@ def lines(engine: MemoryLog, logs: list[LogId]) -> list[str]:
     ]
     large = [
         {"large": value.digest.hex(), "any": value.any.hex(), "binary": value.binary.hex()}
-        for value in engine._large.values()
+        for value in engine._values.values()
     ]
-    return [json.dumps(line) for line in (*records, *large)]
+    snapshots = [
+        {
+            "session": log.session_id,
+            "epoch": log.epoch,
+            "snapshot": snapshot.offset,
+            "digest": snapshot.digest.hex(),
+            "time": snapshot.time_unix_nanos,
+            "state": snapshot.state.hex(),
+            "requests": snapshot.requests.hex(),
+            "check": snapshot.check.hex(),
+            "large": [digest.hex() for digest in snapshot.large],
+        }
+        for log in logs
+        for snapshot in engine._logs[log].snapshots
+    ]
+    return [json.dumps(line) for line in (*records, *large, *snapshots)]
 
 
 def load(text: str) -> tuple[MemoryLog, list[LogId]]:
@@ -187,9 +244,12 @@ def load(text: str) -> tuple[MemoryLog, list[LogId]]:
     engine = MemoryLog()
     logs: dict[LogId, None] = {}
     for line in map(json.loads, text.splitlines()):
+        if "snapshot" in line:
+            engine.save_snapshot(LogId(line["session"], line["epoch"]), _snapshot(line))
+            continue
         if "large" in line:
             value = Value(*(bytes.fromhex(line[key]) for key in ("any", "binary", "large")))
-            engine._large[value.digest] = value
+            engine._values[value.digest] = value
             continue
         log = LogId(line["session"], line["epoch"])
         logs[log] = None
@@ -197,6 +257,14 @@ def load(text: str) -> tuple[MemoryLog, list[LogId]]:
         stored = StoredRecord(line["first_offset"], line["events"], header, values, digest)
         engine.append([(log, stored)])
     return engine, list(logs)
+
+
+def _snapshot(line: dict[str, Any]) -> StoredSnapshot:
+    digest, state, requests, check = (
+        bytes.fromhex(line[key]) for key in ("digest", "state", "requests", "check")
+    )
+    large = tuple(bytes.fromhex(value) for value in line["large"])
+    return StoredSnapshot(line["snapshot"], digest, line["time"], state, requests, check, large)
 
 
 def shown(state: SessionState) -> dict[str, Any]:
@@ -218,17 +286,23 @@ def shown(state: SessionState) -> dict[str, Any]:
                 "time": variable.time_unix_nanos,
                 "source": variable.source,
                 "metadata": dict(variable.metadata),
+                "lock": list(variable.lock) if variable.lock else None,
             }
             for variable in state.variables.values()
         ],
         "names": dict(state.names),
         "deleted": dict(state.deleted),
         "used_names": sorted(state.used_names),
-        "requests": [
-            [*key, known.method, known.digest.hex(), known.first_offset, known.version]
-            for key, known in state.requests.items()
-        ],
+        "requests": _shown_requests(state.requests),
     }
+
+
+def _shown_requests(requests: RequestTable) -> list[list[object]]:
+    entries = sorted(requests.entries().items(), key=lambda entry: entry[1].order)
+    return [
+        [key.hex(), METHODS.index(known.method), known.digest.hex(), *known[2:]]
+        for key, known in entries
+    ]
 
 
 def _shown_value(value: Value) -> dict[str, object]:

@@ -1,0 +1,36 @@
+"""What a bridge allows: every limit that a person can choose, with its flag.
+
+A refusal names the limit and the flag, so that whoever meets it knows what to change.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["DEFAULTS", "Limits"]
+
+MIB = 1024 * 1024
+
+
+class Limits(NamedTuple):
+    """Sizes in bytes, times in seconds; 0 = without limit where that is said."""
+
+    message_size: int = 128 * MIB
+    value_size: int = 96 * MIB
+    """Three quarters of a message, so that a value and what surrounds it fit into one."""
+    sessions: int = 100_000
+    """Live ones. An evicted session costs a few hundred bytes of memory."""
+    variables: int = 100_000
+    """Live ones in one session: 100 MB of memory, and of a snapshot, if they are large."""
+    retention_age: float | None = None
+    """How old ended logs and the events of live ones become; 0 = any age. By default ended
+    logs are kept for 7 days and live ones are never cut."""
+    snapshot_every: int = 10_000
+    """Events; as in etcd (``--snapshot-count``, 10,000 since 3.6)."""
+    session_ttl: float = 3_600
+    """How long a session lives without being used; 0 = for ever."""
+    optimization_ttl: float = 300
+    """How long an optimizer that does nothing keeps others from writing."""
+
+
+DEFAULTS = Limits()
