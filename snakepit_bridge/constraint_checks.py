@@ -153,9 +153,13 @@ def dimensions(count: int) -> Check:
 
 
 def unit_norm(value: NDArray[Any]) -> None:
-    """Check ``normalize``: Euclidean norm 1 within 1e-6. The value is never changed."""
+    """Check ``normalize``: Euclidean norm 1 within 1e-6. The value is never changed.
+
+    In float64 whatever the dtype: the squares of a float16 overflow beyond 255, those of an
+    int8 beyond 11. einsum converts in blocks and makes no copy of a large array.
+    """
     with np.errstate(all="ignore"):  # of huge elements: the norm is infinite
-        norm = float(np.linalg.norm(value))
+        norm = math.sqrt(np.einsum("i,i->", value, value, dtype=np.float64))
     if not abs(norm - 1) <= NORM_TOLERANCE:
         raise _violation(
             f"embedding of norm {norm:.9g}, must have norm 1 within {NORM_TOLERANCE}: "
@@ -211,25 +215,40 @@ def dtype(name: str) -> Check:
 
     JSON numbers have no dtype. So an integer dtype takes numbers without fraction in its
     range (bool: 0 and 1); a float dtype takes all that do not overflow to infinity, the
-    special floats included. Rounding is no violation.
+    special floats included. Rounding is no violation. The binary form is held to the same,
+    so that what a variable takes does not depend on a value's form; where its dtype is
+    this one, or one that numpy widens to it safely, no element is looked at.
     """
     integral, least, greatest = DTYPES[name]
+    wanted = None if name == "bfloat16" else np.dtype(name)
 
     def check(value: NDArray[Any]) -> None:
-        finite = value
-        if value.dtype.kind == "f":
-            finite = value[np.isfinite(value)]
-            if integral and (finite.size < value.size or (finite != np.trunc(finite)).any()):
-                raise _violation(f"tensor with an element that has a fraction, as {name} has not")
-        if finite.size:
-            low, high = finite.min().item(), finite.max().item()
-            if low < least or high > greatest:
-                raise _violation(
-                    f"tensor with elements from {short(low)} to {short(high)}, "
-                    f"beyond the range of {name}"
-                )
+        if wanted is not None and np.can_cast(value.dtype, wanted, "safe"):
+            return
+        if integral and value.dtype.kind == "f" and not _is_integral(value):
+            raise _violation(f"tensor with an element that has a fraction, as {name} has not")
+        low, high = _range(value)
+        if low <= high and (low < least or high > greatest):
+            raise _violation(
+                f"tensor with elements from {short(low)} to {short(high)}, "
+                f"beyond the range of {name}"
+            )
 
     return check
+
+
+def _range(value: NDArray[Any]) -> tuple[float, float]:
+    """The least and the greatest finite element; the infinities where there is none."""
+    if value.dtype.kind == "f":
+        finite = np.isfinite(value)
+        low = value.min(initial=math.inf, where=finite)
+        return low.item(), value.max(initial=-math.inf, where=finite).item()
+    return (value.min().item(), value.max().item()) if value.size else (math.inf, -math.inf)
+
+
+def _is_integral(value: NDArray[Any]) -> bool:
+    # NaN equals nothing, and infinities are their own integral part.
+    return bool(np.isfinite(value).all() and (value == np.trunc(value)).all())
 
 
 def short(number: object) -> str:

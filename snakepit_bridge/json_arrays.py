@@ -29,6 +29,7 @@ __all__ = [
     "SPECIAL_FLOATS",
     "TENSOR",
     "read_embedding",
+    "read_shape",
     "read_tensor",
     "special_float",
     "write_embedding",
@@ -69,7 +70,9 @@ def read_embedding(text: bytes) -> tuple[NDArray[np.float64], bytes]:
 
 
 def write_embedding(value: object) -> tuple[NDArray[np.float64], bytes]:
-    """Write a list, tuple or one-dimensional array of numbers (bool is none).
+    """Write a list, tuple or one-dimensional array of numbers.
+
+    bool is none, but the elements of an array of that dtype are 0 and 1.
 
     :returns: float64, shape (n,), and its JSON.
     :raises InvalidValue: it is anything else.
@@ -115,10 +118,30 @@ def write_tensor(value: object) -> tuple[Array, bytes]:
         array = _tensor(value, only_numbers=False)
     elif isinstance(value, list | tuple | np.ndarray):
         array = _numbers("tensor", TENSOR, value, only_numbers=False)
-        _check_rank(array.ndim)
+        _check_rank("tensor", TENSOR, array.ndim)
     else:
         raise mismatch("tensor", TENSOR, type(value).__name__)
     return array, b'{"shape":%b,"data":%b}' % (orjson.dumps(array.shape), _dump(array))
+
+
+def read_shape(type_name: str, expected: str, shape: object) -> tuple[int, ...]:
+    """Read the shape of an array.
+
+    :raises InvalidValue: it is no list of at most 32 non-negative integers, or their product
+        (where an empty extent counts as 1) is above 2^48.
+    """
+    if not isinstance(shape, list | tuple):
+        raise mismatch(type_name, expected, "one whose shape is no list")
+    _check_rank(type_name, expected, len(shape))
+    for extent in shape:
+        if not isinstance(extent, int | np.integer) or isinstance(extent, bool):
+            raise mismatch(type_name, expected, f"one with {_word(extent)} in its shape")
+        if extent < 0:
+            raise mismatch(type_name, expected, "one with a negative extent in its shape")
+    extents = tuple(map(int, shape))
+    if math.prod(extent or 1 for extent in extents) > MAX_ELEMENTS:
+        raise mismatch(type_name, expected, "one of more than 2^48 elements")
+    return extents
 
 
 def special_float(value: float) -> str | None:
@@ -147,7 +170,7 @@ def _tensor(document: dict[Any, Any], *, only_numbers: bool) -> Array:
     if document.keys() != _KEYS:
         keys = quote(", ".join(str(key) for key in list(document)[:10]))
         raise mismatch("tensor", TENSOR, f"an object of the keys {keys}")
-    shape = _shape(document["shape"])
+    shape = read_shape("tensor", TENSOR, document["shape"])
     array = _numbers("tensor", TENSOR, document["data"], only_numbers=only_numbers)
     if array.shape == shape:
         return array
@@ -157,24 +180,9 @@ def _tensor(document: dict[Any, Any], *, only_numbers: bool) -> Array:
     return array.reshape(shape)
 
 
-def _shape(shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, list | tuple):
-        raise mismatch("tensor", TENSOR, "one whose shape is no list")
-    _check_rank(len(shape))
-    for extent in shape:
-        if not isinstance(extent, int | np.integer) or isinstance(extent, bool):
-            raise mismatch("tensor", TENSOR, f"one with {_word(extent)} in its shape")
-        if extent < 0:
-            raise mismatch("tensor", TENSOR, "one with a negative extent in its shape")
-    extents = tuple(map(int, shape))
-    if math.prod(extent or 1 for extent in extents) > MAX_ELEMENTS:
-        raise mismatch("tensor", TENSOR, "one of more than 2^48 elements")
-    return extents
-
-
-def _check_rank(rank: int) -> None:
+def _check_rank(type_name: str, expected: str, rank: int) -> None:
     if rank > MAX_RANK:
-        raise mismatch("tensor", TENSOR, f"one of {rank} dimensions (at most {MAX_RANK})")
+        raise mismatch(type_name, expected, f"one of {rank} dimensions (at most {MAX_RANK})")
 
 
 def _numbers(type_name: str, expected: str, data: object, *, only_numbers: bool) -> Array:
@@ -183,9 +191,11 @@ def _numbers(type_name: str, expected: str, data: object, *, only_numbers: bool)
     :param only_numbers: data is known to hold lists, dicts, int and float, no more.
     """
     if isinstance(data, np.ndarray):
-        if data.dtype.kind not in "fiu":
+        if data.dtype.kind not in "fiub":
             raise mismatch(type_name, expected, f"an array of dtype {data.dtype}")
         array: NDArray[Any] = np.asarray(data)
+        if array.dtype.kind == "b":  # a dtype like others, whose elements are 0 and 1
+            array = array.astype(np.int64)
     else:
         if not only_numbers:
             data = _plain(type_name, expected, data, "")

@@ -1,4 +1,4 @@
-"""Numbers, strings and booleans in their JSON form, and the maps and lists of tools.
+"""Numbers, strings and booleans in their JSON form.
 
 The wire contract: nothing is coerced from a string or a boolean. A float is a JSON number
 or one of ``"NaN"``, ``"Infinity"``, ``"-Infinity"``; an integer may be written with a
@@ -7,7 +7,6 @@ fraction of zero; choices and modules are strings. There are no null values.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
@@ -18,24 +17,14 @@ import orjson
 
 from snakepit_bridge.errors import InvalidValue, quote
 from snakepit_bridge.json_arrays import SPECIAL_FLOATS, special_float
-from snakepit_bridge.strict_json import (
-    INTEGER_BOUND,
-    MAX_DEPTH,
-    MAX_DIGITS,
-    integer,
-    mismatch,
-    parse,
-    shown,
-)
+from snakepit_bridge.strict_json import INTEGER_BOUND, MAX_DIGITS, integer, mismatch, shown
 
 __all__ = [
     "BOOLEAN",
     "FLOAT",
     "INTEGER",
-    "LIST",
-    "MAP",
     "STRING",
-    "json_container",
+    "described",
     "json_string",
     "read_boolean",
     "read_float",
@@ -49,8 +38,6 @@ FLOAT = 'a number, or "NaN", "Infinity" or "-Infinity"'
 INTEGER = "an integer"
 STRING = "a string"
 BOOLEAN = "true or false"
-MAP = "an object"
-LIST = "a list"
 
 _SHORT = 10**40
 
@@ -67,7 +54,7 @@ def read_float(text: bytes) -> tuple[float, bytes]:
     if type(number) is float:
         return number, text
     if type(number) is int:
-        return float(number), text
+        return float(number or text), text  # of the text, as -0 is no int
     if type(number) is str and number in SPECIAL_FLOATS:
         return SPECIAL_FLOATS[number], text
     raise _wrong("float", FLOAT, text)
@@ -164,53 +151,16 @@ def write_boolean(value: object) -> tuple[bool, bytes]:
     return bool(value), b"true" if value else b"false"
 
 
-def json_container(
-    name: str, kind: type[dict[str, Any] | list[Any]]
-) -> tuple[Callable[[bytes], Any], Callable[[object], Any]]:
-    """Make the reader and the writer of map or list. null may stand inside, not for one."""
-    expected = MAP if kind is dict else LIST
-
-    def read(text: bytes) -> tuple[Any, bytes]:
-        try:
-            value = parse(text)
-        except InvalidValue as error:
-            raise mismatch(name, expected, f"{shown(text)} ({error.message})") from None
-        if type(value) is not kind:
-            raise _wrong(name, expected, text)
-        return value, text
-
-    def write(value: object) -> tuple[Any, bytes]:
-        plain = _plain(name, expected, value, 0)
-        if type(plain) is not kind:
-            raise _given(name, expected, value)
-        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        try:
-            return plain, text.encode()
-        except UnicodeEncodeError:
-            raise mismatch(name, expected, "one with a lone surrogate inside") from None
-
-    return read, write
-
-
-def _plain(name: str, expected: str, value: object, depth: int) -> object:
-    if depth > MAX_DEPTH:
-        raise mismatch(name, expected, f"one nested deeper than {MAX_DEPTH} levels")
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, float | np.floating):
-        if math.isfinite(value):
-            return float(value)
-    elif _is_number(value):
-        return write_integer(value)[0]
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(name, expected, item, depth + 1) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(name, expected, item, depth + 1) for key, item in value.items()}
-    if isinstance(value, dict):
-        raise mismatch(name, expected, "one with keys that are not strings")
-    raise mismatch(name, expected, f"one with {_described(value)} inside")
+def described(value: object) -> str:
+    """Name a Python value in a message: its type, and a short one itself."""
+    if value is None:
+        return "None: there are no null values"
+    kind = type(value).__name__
+    if isinstance(value, str):
+        return f"{kind} {quote(value)}"
+    if isinstance(value, int) and not -_SHORT < value < _SHORT:
+        return kind  # beyond 4,300 digits Python refuses to write it
+    return f"{kind} {value}" if isinstance(value, np.bool_) or _is_number(value) else kind
 
 
 def _exact_integer(text: bytes) -> int | None:
@@ -260,15 +210,4 @@ def _wrong(name: str, expected: str, text: bytes) -> InvalidValue:
 
 
 def _given(name: str, expected: str, value: object) -> InvalidValue:
-    return mismatch(name, expected, _described(value))
-
-
-def _described(value: object) -> str:
-    if value is None:
-        return "None: there are no null values"
-    kind = type(value).__name__
-    if isinstance(value, str):
-        return f"{kind} {quote(value)}"
-    if isinstance(value, int) and not -_SHORT < value < _SHORT:
-        return kind  # beyond 4,300 digits Python refuses to write it
-    return f"{kind} {value}" if isinstance(value, np.bool_) or _is_number(value) else kind
+    return mismatch(name, expected, described(value))

@@ -37,7 +37,8 @@ class Variable:
     name: str
     type: str
     value: Any
-    """float, int, str, bool, or a read-only numpy array (embedding, tensor)."""
+    """float, int, str, bool, or a read-only numpy array (embedding, tensor; of the dtype and
+    shape as sent where it came in the binary form)."""
     version: int
     offset: int
     """The event that made this version."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -12,13 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
+from snakepit_bridge.cli.options import LogOption, default_log, refuse
 from snakepit_bridge.cli.units import duration, size
+from snakepit_bridge.cli.verify import verify
 from snakepit_bridge.events.log import LogUnusable
 from snakepit_bridge.limits import DEFAULTS, Limits
 
 __all__ = [
     "app",
-    "default_log",
     "main",
     "serve",
 ]
@@ -36,17 +36,6 @@ LEVELS = {
     "error": logging.ERROR,
     "none": logging.CRITICAL + 1,
 }
-
-
-LogOption = Annotated[
-    str,
-    typer.Option(
-        help="Where the event logs are kept: sqlite:PATH, or memory: to keep nothing. "
-        "Default: sqlite: in the user's state directory.",
-        envvar="SNAKEPIT_BRIDGE_LOG",
-        show_default=False,
-    ),
-]
 
 
 def _limit(name: str, text: str, *, default: str | bool = True, **more: Any) -> Any:  # noqa: ANN401 - as typer's
@@ -207,14 +196,10 @@ def serve(
     try:
         run(Settings(log or default_log(), port, ready_file, grace, limits))
     except (CannotServe, LogUnusable) as error:
-        typer.secho(f"snakepit-bridge: {error}", err=True, fg=typer.colors.RED)
-        raise typer.Exit(1) from error
+        raise refuse(str(error)) from error
 
 
-def default_log() -> str:
-    """``sqlite:`` in the XDG state directory."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return f"sqlite:{Path(state).expanduser() / 'snakepit_bridge' / 'bridge.db'}"
+app.command()(verify)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,6 +28,7 @@ from snakepit_bridge.events.snapshot import open_snapshot
 
 __all__ = [
     "PastVersion",
+    "check_mark",
     "complete",
     "cut_away",
     "fold",
@@ -71,7 +72,7 @@ def load(engine: EventLog, head: LogHead) -> tuple[SessionState, int]:
     :returns: the state, and the offset of that snapshot (0 = none).
     :raises DataLoss: naming the first bad offset.
     """
-    _check_mark(engine, head)
+    check_mark(engine, head)
     state = _newest_snapshot(engine, head)
     snapshot_offset = state.head
     for transaction in fold(engine, head.log, state.head, state.digest, values=False):
@@ -172,8 +173,11 @@ def _check_place(engine: EventLog, head: LogHead, state: SessionState) -> None:
         )
 
 
-def _check_mark(engine: EventLog, head: LogHead) -> None:
-    """Compare the log with what the last clean stop left."""
+def check_mark(engine: EventLog, head: LogHead) -> None:
+    """Compare the log with what the last clean stop left.
+
+    :raises DataLoss: it does not reach that far, or is another one there.
+    """
     if head.mark is None:
         return
     offset, digest = head.mark

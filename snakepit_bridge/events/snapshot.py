@@ -18,7 +18,7 @@ from snakepit_bridge.events.model import INLINE_LIMIT, SCHEMA, StoredSnapshot, V
 from snakepit_bridge.events.projection import Definition, Lock, SessionState, VariableState
 from snakepit_bridge.events.requests import RequestTable
 
-__all__ = ["copied", "open_snapshot", "seal_snapshot", "snapshot_check"]
+__all__ = ["copied", "differences", "open_snapshot", "seal_snapshot", "snapshot_check"]
 
 
 def copied(state: SessionState) -> SessionState:
@@ -103,6 +103,26 @@ def open_snapshot(stored: StoredSnapshot) -> SessionState:
     if stored.requests:
         state.requests = RequestTable(stored.requests)
     return state
+
+
+def differences(one: SessionState, other: SessionState, *, requests: bool) -> list[str]:
+    """Names of what differs between two states of one log.
+
+    :param requests: whether the remembered requests are compared.
+    """
+    fields = ["head", "digest", "time_unix_nanos", "created_unix_nanos", "ended", "metadata"]
+    fields += ["config", "variables", "names", "deleted", "used_names"]
+    found = [field for field in fields if getattr(one, field) != getattr(other, field)]
+    if list(one.variables) != list(other.variables) and "variables" not in found:
+        found.append("the order of variables")
+    if requests and _requests(one) != _requests(other):
+        found.append("requests")
+    return found
+
+
+def _requests(state: SessionState) -> dict[bytes, tuple[object, ...]]:
+    # The order counts from the beginning in one and perhaps not in the other.
+    return {key: known[:-1] for key, known in state.requests.entries().items()}
 
 
 def _write_variable(written: VariableSnapshot, variable: VariableState) -> None:

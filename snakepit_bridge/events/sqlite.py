@@ -49,7 +49,7 @@ from snakepit_bridge.events.model import (
 )
 from snakepit_bridge.events.owner import Owner
 
-__all__ = ["WAL_BYTES", "SqliteLog"]
+__all__ = ["WAL_BYTES", "SqliteCopy", "SqliteLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -509,11 +509,53 @@ class SqliteLog(EventLog):
         )
 
 
+class SqliteCopy(SqliteLog):
+    """A log that is read only: a copy, or one that a running bridge owns and writes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a file that is there.
+
+        :raises LogUnusable: it cannot be opened, or is not such a log.
+        """
+        self.path = Path(path)
+        self.url = f"sqlite:{self.path}"
+        self._readers = queue.LifoQueue()
+        self._damage = None
+        if not self.path.is_file():
+            raise LogUnusable(f"there is no file {self.path}")
+        try:
+            with self._reading() as reader:
+                (application,) = reader.execute("PRAGMA application_id").fetchone()
+                (schema,) = reader.execute("PRAGMA user_version").fetchone()
+        except BridgeError as error:
+            raise LogUnusable(error.message) from error
+        if application != sql.APPLICATION_ID:
+            raise LogUnusable(f"{self.path} is no log of snakepit_bridge")
+        if schema != sql.FILE_SCHEMA:
+            raise LogUnusable(
+                f"{self.path} has file schema {schema} and this release reads "
+                f"{sql.FILE_SCHEMA}: "
+                + ("start a newer snakepit_bridge" if schema > sql.FILE_SCHEMA else "serve it once")
+            )
+
+    def close(self) -> None:
+        while not self._readers.empty():
+            self._readers.get_nowait().close()
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+
+
 _FULL = "the disk that holds the log is full: nothing was changed; free space and retry"
 
 
+_new = tuple.__new__
+_OF_APPENDING = ((), 0)
+
+
 def _record(columns: tuple[int, int, bytes, bytes, bytes]) -> StoredRecord:
-    return tuple.__new__(StoredRecord, (*columns, (), 0))
+    return _new(StoredRecord, columns + _OF_APPENDING)
 
 
 def _sweep_log(writer: sqlite3.Connection, log: int, base: int, dropped: int, *, now: int) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from snakepit_bridge.events.log import EventLog, LogUnusable
 from snakepit_bridge.events.memory import MemoryLog
 
-__all__ = ["open_log"]
+__all__ = ["open_copy", "open_log"]
 
 
 def open_log(url: str) -> EventLog:
@@ -23,3 +23,16 @@ def open_log(url: str) -> EventLog:
 
         return SqliteLog(Path(rest).expanduser())
     raise LogUnusable(f"{url!r} names no log: use sqlite:PATH, or memory: to keep nothing")
+
+
+def open_copy(url: str) -> EventLog:
+    """Open ``sqlite:PATH`` to read it only, also while a bridge writes it.
+
+    :raises LogUnusable: there is none, or it cannot be read.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme != "sqlite" or not rest:
+        raise LogUnusable(f"{url!r} names no log that can be read from outside: use sqlite:PATH")
+    from snakepit_bridge.events.sqlite import SqliteCopy  # noqa: PLC0415 - POSIX only
+
+    return SqliteCopy(Path(rest).expanduser())
