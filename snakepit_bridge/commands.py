@@ -7,15 +7,17 @@ meant for says which type that is.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import orjson
 
 from snakepit_bridge.errors import BridgeError
 from snakepit_bridge.events.model import Envelope, Moment, Origin, Value, make_value
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.limits import Limits
+from snakepit_bridge.metadata_checks import is_traceparent
 from snakepit_bridge.type_serialization import accept_any, encode
 
 __all__ = [
@@ -43,12 +45,16 @@ __all__ = [
 def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[str, str]]:
     """Where a change came from, and the metadata that stay with the variable.
 
+    A traceparent that is none is ignored, as W3C says.
+
     :param source: where the metadata do not name one.
     """
     change = dict(metadata)
     correlation_id = change.pop("correlation_id", "")
     traceparent = change.pop("traceparent", "")
     tracestate = change.pop("tracestate", "")
+    if not is_traceparent(traceparent):
+        traceparent = tracestate = ""
     source = change.get("source") or source
     return Origin(source, correlation_id, traceparent, tracestate), change
 
@@ -61,6 +67,10 @@ class Incoming(Protocol):
 
     def fingerprint(self) -> str:
         """Differs when the value differs."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
 
 
 class WireValue(NamedTuple):
@@ -75,6 +85,10 @@ class WireValue(NamedTuple):
     def fingerprint(self) -> str:
         return make_value(*self).digest.hex()
 
+    @property
+    def size(self) -> int:
+        return len(self.any) + len(self.binary)
+
 
 class PythonValue(NamedTuple):
     """A value from Python code in this process."""
@@ -85,7 +99,16 @@ class PythonValue(NamedTuple):
         return encode(type_name, self.value)
 
     def fingerprint(self) -> str:
+        if isinstance(self.value, np.ndarray):
+            # Its repr is shortened.
+            return (
+                f"{self.value.dtype} {self.value.shape} {sha256(self.value.tobytes()).hexdigest()}"
+            )
         return repr(self.value)
+
+    @property
+    def size(self) -> int:
+        return len(self.value) if isinstance(self.value, str) else 0
 
 
 class InitializeSession(NamedTuple):

@@ -17,7 +17,7 @@ meets it, in a transaction of its own; then that command is decided again.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from snakepit_bridge.commands import (
@@ -65,6 +65,7 @@ from snakepit_bridge.events.model import (
 from snakepit_bridge.events.projection import SessionState, VariableState
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.locks import Stale, check_lock, locked, release_stale, stopped
+from snakepit_bridge.metadata_checks import check_map, check_merged, check_metadata
 from snakepit_bridge.type_serialization import check_type
 from snakepit_bridge.variables import Constraints, parse_constraints
 
@@ -72,6 +73,9 @@ __all__ = ["decider", "recall"]
 
 MAX_NAME_BYTES = 256
 """Of session ids, variable names and request ids; the wire contract's limit for names."""
+
+MAX_BATCH_WORK = 2**22
+"""Of all patterns of a batch together: four times ``linear_pattern.MAX_WORK``."""
 
 MAX_VERSION = 2**31 - 1
 """``Variable.version`` is an int32 on the wire."""
@@ -86,6 +90,8 @@ def decider(limits: Limits = DEFAULTS) -> Callable[[SessionState, str, Command, 
     def decide(state: SessionState, epoch: str, command: Command, moment: Moment) -> Decision:
         envelope = command.envelope
         setting = Setting(state, epoch, moment, limits)
+        if envelope.metadata or envelope.origin.correlation_id:
+            check_metadata(envelope)
         if envelope.log_epoch and envelope.log_epoch != epoch:
             _refuse_epoch(setting, command)
         try:
@@ -182,6 +188,7 @@ def _decide_unborn(setting: Setting, command: Command) -> Decision:
     body = started.session_started
     body.SetInParent()
     if isinstance(command, InitializeSession):
+        check_map(command.metadata)
         body.metadata.update(command.metadata)
         body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry = command.config
         answer = Answer(1, show_state=True)
@@ -197,7 +204,8 @@ def _refuse_epoch(setting: Setting, command: Command) -> None:
     raise EpochMismatch(envelope.session_id, envelope.log_epoch, setting.epoch)
 
 
-def _initialize(setting: Setting, _command: InitializeSession) -> Decision:
+def _initialize(setting: Setting, command: InitializeSession) -> Decision:
+    check_map(command.metadata)
     return Decision((), Answer(setting.state.head, show_state=True))
 
 
@@ -267,6 +275,8 @@ def _set(setting: Setting, command: SetVariable) -> Decision:
     if variable.lock is not None or envelope.optimization_id:
         check_lock(setting, variable, envelope)
     event, value = _set_event(variable, incoming, expected_version, setting.limits)
+    if envelope.metadata:
+        check_merged(variable, envelope.metadata)
     draft = Draft((event,), (value, variable.value))
     return Decision((draft,), Answer(state.head + 1, variable.version + 1))
 
@@ -312,6 +322,7 @@ def _batch(setting: Setting, command: SetVariables) -> tuple[tuple[Draft, ...], 
             field="updates",
         )
     variables = _batch_variables(state, command)
+    _check_work(command, variables)
     release_stale(setting, variables, envelope)
     events: list[Event] = []
     values: list[Value] = []
@@ -323,6 +334,8 @@ def _batch(setting: Setting, command: SetVariables) -> tuple[tuple[Draft, ...], 
         try:
             if variable.lock is not None or envelope.optimization_id:
                 check_lock(setting, variable, envelope)
+            if envelope.metadata:
+                check_merged(variable, envelope.metadata)
             version = expected.get(key, 0) if expected else 0
             event, value = _set_event(variable, incoming, version, limits)
         except BridgeError as error:
@@ -345,6 +358,22 @@ def _batch(setting: Setting, command: SetVariables) -> tuple[tuple[Draft, ...], 
         for event, pair, key in zip(events, pairs, keys, strict=True)
     )
     return drafts, answer
+
+
+def _check_work(command: SetVariables, variables: Sequence[VariableState]) -> None:
+    """Refuse a batch whose patterns would keep everybody else waiting."""
+    work = 0
+    for (_, incoming), variable in zip(command.updates, variables, strict=True):
+        definition = variable.definition
+        if definition.constraints_json:
+            constraints = parse_constraints(definition.type, definition.constraints_json)
+            work += constraints.work(incoming.size)
+    if work > MAX_BATCH_WORK:
+        raise ResourceExhausted(
+            f"matching the patterns of these {len(variables)} variables takes too much work "
+            f"({work} steps, at most {MAX_BATCH_WORK}): send fewer or shorter values at a time",
+            field="updates",
+        )
 
 
 def _batch_variables(state: SessionState, command: SetVariables) -> list[VariableState]:
@@ -401,6 +430,7 @@ def _roll_back(setting: Setting, command: RollbackVariable) -> Decision:
         )
     if command.expected_version and command.expected_version != variable.version:
         _refuse_version(variable, command.expected_version)
+    check_merged(variable, command.envelope.metadata)
     event = _new_version(variable, past.value)
     event.variable_set.rolled_back_to = command.target_version
     return Decision(
@@ -416,6 +446,7 @@ def _start_optimization(setting: Setting, command: StartOptimization) -> Decisio
         raise InvalidRequest(
             f"optimizer_id is longer than {MAX_NAME_BYTES} bytes", field="optimizer_id"
         )
+    check_map(command.config, "optimizer_config")
     release_stale(setting, (variable,), command.envelope)
     if variable.lock is not None:
         raise locked(variable)

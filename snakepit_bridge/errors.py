@@ -56,6 +56,7 @@ __all__ = [
     "VersionConflict",
     "VersionNotFound",
     "quote",
+    "without_frames",
 ]
 
 
@@ -82,6 +83,17 @@ class BridgeError(Exception):
         self.message = message
         self.field = field
         self.facts = {name: str(value) for name, value in facts.items()}
+
+
+def without_frames(error: BaseException) -> None:
+    """Let go of the frames that an error was raised in, and of the requests in them.
+
+    They refer to each other in cycles, which only a full collection would free.
+    """
+    at: BaseException | None = error
+    while at is not None and at.__traceback__ is not None:
+        at.__traceback__ = None
+        at = at.__cause__ or at.__context__
 
 
 class InvalidRequest(BridgeError):
@@ -150,7 +162,7 @@ class EpochMismatch(FailedPrecondition):
     def __init__(self, session_id: str, given: str, current: str) -> None:
         super().__init__(
             f"log_epoch {quote(given)} is not that of session {quote(session_id)}, "
-            + (f"which has begun anew as {current}" if current else "of which no log is kept"),
+            + (f"which is {current}" if current else "of which no log is kept"),
             field="log_epoch",
             log_epoch=current,
         )

@@ -23,6 +23,7 @@ from snakepit_bridge.errors import (
     ResourceExhausted,
     Unavailable,
     Unimplemented,
+    without_frames,
 )
 from snakepit_bridge.wire import Call
 
@@ -100,6 +101,7 @@ def _query(method: Query, door: Door, max_size: int) -> Callable[[bytes, Context
                     raise _too_large(len(raw), max_size)
                 return await method(raw)
         except Exception as error:
+            raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)
             raise
 
@@ -114,6 +116,7 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
                     raise _too_large(len(raw), max_size)
                 return await method(Call(raw, context.invocation_metadata() or ()))
         except Exception as error:
+            raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)
             raise
 
@@ -128,7 +131,8 @@ def _too_large(size: int, limit: int) -> ResourceExhausted:
 
 
 def _unimplemented(name: str) -> Callable[[Any, Context], Any]:
-    async def handle(_request: object, context: Context) -> None:
+    async def handle(request: object, context: Context) -> None:
+        del request  # as above: the frame outlives the call
         await fail(context, Unimplemented(f"{name} is not served by this release"))
 
     return handle
@@ -143,6 +147,7 @@ async def fail(context: Context, error: Exception) -> None:
     if not isinstance(error, BridgeError):
         logger.error("a call failed inside the bridge", exc_info=error)
         error = InternalError("the bridge failed on this call; see its log")
+    without_frames(error)
     message = error.message
     if len(message.encode()) > MAX_MESSAGE:
         message = message.encode()[: MAX_MESSAGE - 3].decode("utf-8", "ignore") + "..."

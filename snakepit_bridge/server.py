@@ -81,12 +81,22 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
+def _no_traceback_for_headers(record: logging.LogRecord) -> bool:
+    """Of a header that is no UTF-8 gRPC gives the bytes to the call, and a traceback to us."""
+    if str(record.msg).startswith("Invalid encoding"):
+        record.exc_info = None
+        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return logger.isEnabledFor(logging.DEBUG)
+    return True
+
+
 async def serve(settings: Settings) -> None:
     """Serve on the running loop until SIGTERM or SIGINT; see ``run``."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_no_traceback_for_headers)
     engine: EventLog = open_log(settings.log)
     limits = settings.limits
     committer = Committer(engine, decider(limits), recall)
@@ -173,6 +183,9 @@ def _options(message_size: int) -> Sequence[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         # An Elixir client gets status 13 for each call beyond the limit.
         ("grpc.max_concurrent_streams", 100_000),
+        # gRPC would cancel a burst of 2,000 calls before they reach a handler.
+        ("grpc.server.max_pending_requests", 100_000),
+        ("grpc.server.max_pending_requests_hard_limit", 100_000),
         # "Too many pings" would end every stream of a connection.
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_permit_without_calls", 1),

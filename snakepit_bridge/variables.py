@@ -17,7 +17,7 @@ from snakepit_bridge import constraint_checks as checks
 from snakepit_bridge.constraint_checks import Check, short
 from snakepit_bridge.errors import InvalidConstraints, InvalidValue, quote
 from snakepit_bridge.json_arrays import MAX_RANK
-from snakepit_bridge.linear_pattern import compile_pattern
+from snakepit_bridge.linear_pattern import compile_pattern, pattern_work
 from snakepit_bridge.strict_json import parse
 
 __all__ = ["UNCONSTRAINED", "Constraints", "parse_constraints"]
@@ -40,6 +40,7 @@ class Constraints:
     """What a variable's values must fulfil. Immutable; false where there is nothing."""
 
     checks: tuple[Check, ...] = ()
+    pattern: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.checks)
@@ -51,6 +52,10 @@ class Constraints:
         """
         for check in self.checks:
             check(value)
+
+    def work(self, size: int) -> int:
+        """What checking a value of so many bytes may take; see ``linear_pattern.MAX_WORK``."""
+        return pattern_work(self.pattern, size) if self.pattern else 0
 
 
 UNCONSTRAINED = Constraints()
@@ -77,7 +82,9 @@ def _parse(type_name: str, constraints_json: str) -> Constraints:
             allowed = ", ".join((*keys, *_NOT_ENFORCED))
             raise given.refusal(f"unknown key {quote(key)}, allowed are {allowed}")
     found = tuple(build(given))
-    return Constraints(found) if found else UNCONSTRAINED
+    if not found:
+        return UNCONSTRAINED
+    return Constraints(found, given.members.get("pattern", "") if "pattern" in keys else "")
 
 
 class _Given:

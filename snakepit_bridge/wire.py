@@ -30,6 +30,7 @@ from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import PastVersion
+from snakepit_bridge.metadata_checks import is_label, is_traceparent
 
 __all__ = [
     "Call",
@@ -101,9 +102,9 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
         elif key == _CORRELATION_HEADER:
             correlation_id = str(value)
     origin, change = told_apart(metadata, "elixir") if metadata else (_FROM_ELIXIR, {})
-    if traceparent:
+    if traceparent and is_traceparent(traceparent):
         origin = origin._replace(traceparent=traceparent, tracestate=tracestate)
-    if correlation_id:
+    if correlation_id and is_label(correlation_id):
         origin = origin._replace(correlation_id=correlation_id)
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 

@@ -7,15 +7,31 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from snakepit_bridge.events.log import EventLog, LogInUse, LogUnusable
-from snakepit_bridge.events.model import LogId
-from snakepit_bridge.events.sqlite import WAL_BYTES, SqliteLog
+from snakepit_bridge.commands import RegisterVariable, SetVariable
+from snakepit_bridge.errors import DataLoss
+from snakepit_bridge.events.log import UNREFERENCED_NANOS, EventLog, LogInUse, LogUnusable
+from snakepit_bridge.events.model import Envelope, LogHead, LogId, make_value
+from snakepit_bridge.events.reading import load
+from snakepit_bridge.events.snapshot import seal_snapshot
+from snakepit_bridge.events.sqlite import SWEPT_AT_ONCE, WAL_BYTES, SqliteLog
 from snakepit_bridge.events.urls import open_log
-from tests.engine_contract import LOG, EngineContract, record
+from tests.direct import Direct, integer
+from tests.engine_contract import (
+    ANEW,
+    LOG,
+    NOW,
+    EngineContract,
+    at,
+    fill,
+    record,
+    snapshot,
+    swept,
+)
 
 
 class TestSqlite(EngineContract):
@@ -139,4 +155,166 @@ def test_a_log_that_cannot_be_checkpointed_is_opened_and_read(
     engine = SqliteLog(tmp_path / "bridge.db")
     assert list(engine.read(LOG)) == [record(1)]
     assert "disk is full" in caplog.text
+    engine.close()
+
+
+TABLES = ("logs", "records", "snapshots", "large_uses", "large_values", "unused_values")
+
+
+def rows(engine: SqliteLog) -> dict[str, int]:
+    with engine._reading() as reader:
+        counts = [reader.execute(f"SELECT count(*) FROM {name}").fetchone() for name in TABLES]
+    return {name: count for name, (count,) in zip(TABLES, counts, strict=True)}
+
+
+def test_sweeping_frees_the_room_piece_by_piece(tmp_path: Path) -> None:
+    engine = SqliteLog(tmp_path / "bridge.db")
+    value, own = make_value(b"v" * 5_000), make_value(b"o" * 5_000)
+    fill(engine, LOG, 1_300, large=(value,))
+    fill(engine, ANEW, 1_700, large=(value, own))
+    for offset in (*range(100, 1_200, 100), 1_200, 1_300):
+        engine.save_snapshot(LOG, snapshot(offset, large=(value,)))
+    engine.save_snapshot(ANEW, snapshot(9, large=(own,)))
+    engine.cut(at(1_200))
+    engine.drop(ANEW)
+    before = rows(engine)
+    assert before["records"] == 3_000  # at once nothing is deleted
+    assert engine.sweep(NOW)
+    after = rows(engine)
+    deleted = {name: before[name] - after[name] for name in TABLES}
+    assert all(count <= SWEPT_AT_ONCE for count in deleted.values())
+    assert sum(deleted.values()) > SWEPT_AT_ONCE
+    engine.close()
+    engine = SqliteLog(tmp_path / "bridge.db")
+    swept(engine)
+    assert rows(engine) == {
+        "logs": 1,
+        "records": 100,
+        "snapshots": 2,
+        "large_uses": 102,
+        "large_values": 2,
+        "unused_values": 1,
+    }
+    swept(engine, NOW + UNREFERENCED_NANOS)
+    assert rows(engine)["large_values"] == 1
+    assert rows(engine)["unused_values"] == 0
+    (fault,) = engine._writer.execute("PRAGMA integrity_check").fetchone()
+    assert fault == "ok"
+    engine.close()
+
+
+# What a clean stop leaves.
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A file after a clean stop: a log of five transactions, and one of another session."""
+    path = tmp_path / "bridge.db"
+    with Direct(SqliteLog(path)) as direct:
+        for session in ("s", "other"):
+            direct.ask(RegisterVariable(Envelope(session), "x", "integer", integer(0)))
+        for number in range(4):
+            direct.ask(SetVariable(Envelope("s"), "x", integer(number)))
+    return path
+
+
+def newest(engine: EventLog, session: str = "s") -> LogHead:
+    head = engine.latest(session)
+    assert head is not None
+    return head
+
+
+def alter(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path)) as file, file:
+        assert file.execute(statement, values).rowcount > 0
+
+
+LOST = """
+DELETE FROM records
+WHERE first_offset > ? AND log = (SELECT id FROM logs WHERE session_id = 's')
+"""
+
+
+def test_a_clean_stop_leaves_a_mark_of_each_head(stopped: Path) -> None:
+    engine = SqliteLog(stopped)
+    head = newest(engine)
+    assert head.mark == (6, head.digest)
+    assert newest(engine, "other").mark == (2, newest(engine, "other").digest)
+    state, _ = load(engine, head)
+    assert state.head == 6
+    engine.append([(LogId("new", "e"), record(1))])
+    assert newest(engine, "new").mark is None
+    engine.close()
+    engine = SqliteLog(stopped)
+    assert newest(engine, "new").mark == (1, record(1).digest)
+    engine.close()
+
+
+@pytest.mark.parametrize(("kept", "bad"), [(5, 6), (3, 4), (2, 3), (0, 1)])
+def test_records_that_are_missing_after_a_clean_stop_are_found_out(
+    stopped: Path, kept: int, bad: int
+) -> None:
+    alter(stopped, LOST, kept)
+    engine = SqliteLog(stopped)
+    with pytest.raises(DataLoss, match="clean stop") as caught:
+        load(engine, newest(engine))
+    assert caught.value.facts["first_bad_offset"] == str(bad)
+    assert load(engine, newest(engine, "other"))[0].head == 2
+    engine.close()
+
+
+def test_records_that_were_replaced_after_a_clean_stop_are_found_out(
+    stopped: Path, tmp_path: Path
+) -> None:
+    alter(stopped, LOST, 4)
+    copied = tmp_path / "old copy.db"
+    shutil.copy(stopped, copied)
+    alter(copied, "UPDATE logs SET mark = 0")
+    with Direct(SqliteLog(copied)) as direct:  # as a bridge that knows of no mark would go on
+        for number in (7, 8):
+            direct.ask(SetVariable(Envelope("s"), "x", integer(number)))
+    alter(copied, "UPDATE logs SET (mark, mark_digest) = (?, ?)", 6, bytes(32))
+    engine = SqliteLog(copied)
+    with pytest.raises(DataLoss, match="another one now") as caught:
+        load(engine, newest(engine))
+    assert caught.value.facts["first_bad_offset"] == "6"
+    engine.close()
+
+
+def test_after_an_unclean_stop_only_what_the_clean_one_left_is_expected(
+    stopped: Path, tmp_path: Path
+) -> None:
+    crash = tmp_path / "crash"
+    crash.mkdir()
+    with Direct(SqliteLog(stopped)) as direct:
+        for number in (7, 8):
+            direct.ask(SetVariable(Envelope("s"), "x", integer(number)))
+        for name in ("bridge.db", "bridge.db-wal"):
+            shutil.copy(tmp_path / name, crash / name)
+    alter(crash / "bridge.db", LOST, 7)
+    engine = SqliteLog(crash / "bridge.db")
+    head = newest(engine)
+    assert head.head == 7
+    assert head.mark is not None
+    assert head.mark[0] == 6
+    assert load(engine, newest(engine))[0].head == 7
+    engine.close()
+    alter(crash / "bridge.db", LOST, 5)
+    engine = SqliteLog(crash / "bridge.db")
+    with pytest.raises(DataLoss, match="clean stop"):
+        load(engine, newest(engine))
+    engine.close()
+
+
+def test_a_mark_below_the_base_says_nothing_any_more(stopped: Path) -> None:
+    engine = SqliteLog(stopped)
+    head = newest(engine)
+    sealed = seal_snapshot(load(engine, head)[0])
+    engine.save_snapshot(head.log, sealed)
+    engine.cut(LogHead(head.log, sealed.offset, sealed.digest))
+    swept(engine)
+    engine.close()
+    engine = SqliteLog(stopped)
+    state, offset = load(engine, newest(engine))
+    assert (state.head, offset) == (6, 6)
     engine.close()

@@ -31,6 +31,7 @@ FLOORS = [
     ["decide"],
     ["locks"],
     ["commands"],
+    ["metadata_checks"],
     ["limits"],
     ["variables"],
     ["constraint_checks", "linear_pattern"],

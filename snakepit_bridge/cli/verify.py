@@ -1,4 +1,4 @@
-"""``snakepit-bridge verify``: is what is stored what was acknowledged?"""
+"""``snakepit-bridge verify``: whether what is stored is what was acknowledged."""
 
 from __future__ import annotations
 

@@ -28,7 +28,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from snakepit_bridge.errors import BridgeError, InternalError, OutcomeUnknown, Unavailable
+from snakepit_bridge.errors import (
+    BridgeError,
+    InternalError,
+    OutcomeUnknown,
+    Unavailable,
+    without_frames,
+)
 from snakepit_bridge.events.codec import Stamp, seal
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
@@ -239,12 +245,22 @@ class Committer:
                     item = inbox.get_nowait()
             if groups:
                 self._commit(groups)
-                if self._broken is None:
-                    self.engine.tidy()
+                self._tidy()
             for chore in chores:
                 self._do(chore)
-        self._leave_snapshots()
+        try:
+            self._leave_snapshots()
+        except Exception:
+            logger.exception("the last snapshots could not be stored")
         self.engine.close()
+
+    def _tidy(self) -> None:
+        if self._broken is None:
+            try:
+                self.engine.tidy()
+            except Exception:
+                # What is left undone shows in the next append, if it matters.
+                logger.exception("the engine could not be tidied")
 
     def _do(self, chore: _Chore) -> None:
         work, future = chore
@@ -308,6 +324,7 @@ class Committer:
                     self._write(command, decision, log, batch, stamp)
                     log, decision = self._decision(command, batch.moment)
             except BridgeError as error:
+                without_frames(error)
                 results.append(error)
             except Exception:
                 logger.exception("a command could not be decided")

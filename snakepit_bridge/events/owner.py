@@ -9,7 +9,26 @@ from pathlib import Path
 
 from snakepit_bridge.events.log import LogInUse
 
-__all__ = ["Owner"]
+__all__ = ["Owner", "make_directory"]
+
+
+_HELD = b"keeps a log\n"
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, so that they survive a power cut.
+
+    :raises OSError: it cannot be made.
+    """
+    missing = [path, *path.parents]
+    missing = missing[: next(i for i, each in enumerate(missing) if each.exists())]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        above = os.open(made.parent, os.O_RDONLY)
+        try:
+            os.fsync(above)
+        finally:
+            os.close(above)
 
 
 class Owner:
@@ -28,14 +47,25 @@ class Owner:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._file, 200, 0).decode("utf-8", "replace").strip()
+            said = os.pread(self._file, 200, 0).decode("utf-8", "replace")
+            holder = said.partition("\n")[0].strip()
             os.close(self._file)
             raise LogInUse(
                 f"{path.with_suffix('')} belongs to another bridge ({holder or 'unknown'}): "
                 "stop it, or give this one a file of its own with --log sqlite:PATH"
             ) from error
+        self.held_log = _HELD in os.pread(self._file, 500, 0)
+        """Whether a log was kept here before."""
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        line = f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+        os.pwrite(self._file, line + (_HELD if self.held_log else b""), 0)
+
+    def note_log(self) -> None:
+        """Say, for ever, that there is a log now."""
+        if not self.held_log:
+            self.held_log = True
+            end = os.fstat(self._file).st_size
+            os.pwrite(self._file, _HELD, end)
 
     def release(self) -> None:
         """Give the lock up. Idempotent."""

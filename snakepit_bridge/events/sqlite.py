@@ -47,7 +47,7 @@ from snakepit_bridge.events.model import (
     StoredSnapshot,
     Value,
 )
-from snakepit_bridge.events.owner import Owner
+from snakepit_bridge.events.owner import Owner, make_directory
 
 __all__ = ["WAL_BYTES", "SqliteCopy", "SqliteLog"]
 
@@ -92,7 +92,7 @@ class SqliteLog(EventLog):
         self.path = Path(path)
         self.url = f"sqlite:{self.path}"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path.parent)
             self._owner = Owner(self.path.with_name(self.path.name + ".owner"))
         except OSError as error:
             raise LogUnusable(f"cannot use {self.path}: {error.strerror or error}") from error
@@ -107,6 +107,12 @@ class SqliteLog(EventLog):
         """Row id and head of logs appended to; asked of the file once."""
         self._changed: set[int] = set()
         """Row ids of the logs that this process appended to."""
+        if self._owner.held_log and not (self.path.exists() and self.path.stat().st_size):
+            self._owner.release()
+            raise LogUnusable(
+                f"{self.path} is empty or gone, though a bridge has kept its log there: put back "
+                f"a copy, or remove {self.path.name}.owner beside it to begin anew"
+            )
         try:
             self._writer = self._open_first()
         except sqlite3.Error as error:
@@ -124,6 +130,7 @@ class SqliteLog(EventLog):
             self._ballast.take()
         except OSError as error:
             logger.warning("no ballast for a full disk: %s", error)
+        self._owner.note_log()
 
     def latest(self, session_id: str) -> LogHead | None:
         return self._head(sql.SELECT_LATEST, (session_id,), session_id)
@@ -184,6 +191,7 @@ class SqliteLog(EventLog):
         for value in record.large:
             self._writer.execute(sql.INSERT_LARGE, (value.digest, value.any, value.binary))
             self._writer.execute(sql.INSERT_USE, (row, record.first_offset, 0, value.digest))
+            self._writer.execute(sql.DELETE_UNUSED, (value.digest,))
             self._pages += (len(value.any) + len(value.binary)) // 4_096
         if record.ended_unix_nanos:
             self._writer.execute(sql.UPDATE_ENDED, (record.ended_unix_nanos, row))
@@ -205,7 +213,10 @@ class SqliteLog(EventLog):
         try:
             self._writer.close()
             self._writer = self._open()
+            # Everybody waits meanwhile; with a reader in the way the next batch tries again.
+            self._writer.execute("PRAGMA busy_timeout = 100")
             settled = self._checkpoint()
+            self._writer.execute("PRAGMA busy_timeout = 5000")
         except sqlite3.Error as error:
             raise AppendError(self._answer(error)) from error
         except LogUnusable as error:
@@ -273,6 +284,7 @@ class SqliteLog(EventLog):
             )
             writer.execute(sql.TRIM_REQUESTS, {"log": row[0]})
             writer.executemany(sql.INSERT_USE, ((row[0], offset, 1, value) for value in large))
+            writer.executemany(sql.DELETE_UNUSED, ((value,) for value in large))
         self._pages += PAGES_A_COMMIT + (len(state) + len(requests)) // 4_096
 
     def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
@@ -418,6 +430,8 @@ class SqliteLog(EventLog):
         if free < WAL_BYTES * 16 or path.stat().st_size:
             return
         with path.open("r+b") as file:
+            # The truncation first: else a power cut could bring back old frames behind zeros.
+            os.fsync(file.fileno())
             file.write(bytes(WAL_BYTES))
             file.flush()
             os.fsync(file.fileno())
@@ -477,9 +491,7 @@ class SqliteLog(EventLog):
         try:
             reader = self._readers.get_nowait()
         except queue.Empty:
-            reader = self._connect()
-            reader.execute("PRAGMA query_only = 1")
-            reader.execute("PRAGMA busy_timeout = 5000")
+            reader = self._new_reader()
         try:
             yield reader
         except sqlite3.Error as error:
@@ -490,6 +502,19 @@ class SqliteLog(EventLog):
             raise
         else:
             self._readers.put(reader)
+
+    def _new_reader(self) -> sqlite3.Connection:
+        try:
+            reader = self._connect()
+        except sqlite3.Error as error:
+            raise self._answer(error) from error
+        try:
+            reader.execute("PRAGMA query_only = 1")
+            reader.execute("PRAGMA busy_timeout = 5000")
+        except sqlite3.Error as error:
+            reader.close()
+            raise self._answer(error) from error
+        return reader
 
     def _answer(self, error: sqlite3.Error) -> BridgeError:
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF

@@ -229,7 +229,7 @@ DELETE_USE = 'DELETE FROM large_uses WHERE log = ? AND "at" = ? AND snapshot = ?
 DELETE_LOG = "DELETE FROM logs WHERE id = ?"
 SWEPT = "UPDATE logs SET swept = ? WHERE id = ?"
 NOTE_UNUSED = """
-INSERT OR IGNORE INTO unused_values SELECT :digest, :now
+INSERT OR REPLACE INTO unused_values SELECT :digest, :now
 WHERE NOT EXISTS (SELECT 1 FROM large_uses WHERE digest = :digest)
 """
 SELECT_UNUSED = """

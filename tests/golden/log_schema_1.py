@@ -60,7 +60,7 @@ TRACED = Origin(
 
 
 class Binary(NamedTuple):
-    """A value in binary form: commands do not take them yet, but the stored schema does."""
+    """A value in binary form that is stored as it is."""
 
     type_name: str
     json: str
@@ -72,6 +72,10 @@ class Binary(NamedTuple):
 
     def fingerprint(self) -> str:
         return repr(self)
+
+    @property
+    def size(self) -> int:
+        return len(self.json) + len(self.binary)
 
 
 VARIABLES = (

@@ -1,0 +1,80 @@
+"""What metadata may be: small, because each change keeps them and each reading repeats them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from snakepit_bridge.errors import InvalidRequest, ResourceExhausted, quote
+from snakepit_bridge.events.model import Envelope
+from snakepit_bridge.events.projection import VariableState
+
+__all__ = ["check_map", "check_merged", "check_metadata", "is_label", "is_traceparent"]
+
+MAX_KEY = 256
+"""Bytes; as names."""
+
+MAX_BYTES = 64 * 1024
+"""Keys and values of one map, and of what a variable has gathered: ten pages of text."""
+
+MAX_LABEL = 256
+"""Bytes of a source or a correlation id."""
+
+_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]{0,200})?")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_traceparent(text: str) -> bool:
+    """Whether it is a W3C trace context; what is none is ignored, as that standard says."""
+    return _TRACEPARENT.fullmatch(text) is not None
+
+
+def is_label(text: str) -> bool:
+    """Whether it can be a source or a correlation id."""
+    return len(text.encode()) <= MAX_LABEL and not _CONTROL.search(text)
+
+
+def check_metadata(envelope: Envelope) -> None:
+    """Check the metadata of a change.
+
+    :raises InvalidRequest: a key, the source or the correlation id cannot be one.
+    :raises ResourceExhausted: they are too large.
+    """
+    check_map(envelope.metadata)
+    for name, label in (
+        ("source", envelope.origin.source),
+        ("correlation_id", envelope.origin.correlation_id),
+    ):
+        if not is_label(label):
+            raise InvalidRequest(
+                f"{name} {quote(label)} in the metadata must have at most {MAX_LABEL} bytes and "
+                "no control characters",
+                field="metadata",
+            )
+
+
+def check_map(metadata: Mapping[str, str], field: str = "metadata") -> None:
+    """Check one map of metadata, which goes by the name of its field."""
+    for key in metadata:
+        if len(key.encode()) > MAX_KEY:
+            raise InvalidRequest(
+                f"the key {quote(key)} in {field} must have at most {MAX_KEY} bytes", field=field
+            )
+    _check_size(metadata, f"{field} of the request")
+
+
+def check_merged(variable: VariableState, changes: Mapping[str, str]) -> None:
+    """Check what a change adds to the metadata that a variable has gathered."""
+    if not changes.keys() <= variable.metadata.keys() or len(variable.metadata) > len(changes):
+        merged = {**variable.metadata, **changes}
+        _check_size(merged, f"metadata of variable {quote(variable.definition.name)}")
+
+
+def _check_size(metadata: Mapping[str, str], what: str) -> None:
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in metadata.items())
+    if size > MAX_BYTES:
+        raise ResourceExhausted(
+            f"{what}: {size} bytes are more than the limit of {MAX_BYTES}: keep large things in "
+            "variables",
+            field="metadata",
+        )
