@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import wire
 from snakepit_bridge import wire_views_pb2 as views
-from snakepit_bridge.commands import PastValue, RollbackVariable
+from snakepit_bridge.commands import PREPARED, PastValue, RollbackVariable, prepared
 from snakepit_bridge.errors import (
     BridgeError,
     EpochMismatch,
@@ -28,12 +28,13 @@ from snakepit_bridge.errors import (
     SessionNotFound,
     quote,
 )
-from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import MAX_TRANSACTION
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.sessions import (
     LoadTask,
     find,
@@ -43,6 +44,7 @@ from snakepit_bridge.sessions import (
     past_value,
 )
 from snakepit_bridge.wire import Call
+from snakepit_bridge.wire_bytes import LARGE
 
 __all__ = [
     "BridgeServicer",
@@ -109,9 +111,22 @@ class BridgeServicer:
         }
 
     def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Mutate:
-        submit = self._gate.submit
+        gate = self._gate
+        submit = gate.submit
+
+        async def prepare(call: Call) -> bytes:
+            size = len(call.raw)
+            gate.claim(size)
+            try:
+                command = await asyncio.to_thread(lambda: prepared(read(call)))
+                answer: bytes = await submit(Mutation(lambda _: command, write, call))
+            finally:
+                gate.release(size)
+            return answer
 
         def method(call: Call) -> Awaitable[bytes]:
+            if len(call.raw) > PREPARED:
+                return prepare(call)
             return submit(Mutation(read, write, call), len(call.raw))
 
         return method
@@ -158,6 +173,8 @@ class BridgeServicer:
         if log is None or request.min_offset or request.log_epoch or log.committed.ended:
             log = await self._live_log(request)
         variable, head = find(log, request.variable_identifier)
+        if len(variable.value.any) + len(variable.value.binary) > LARGE:
+            return await asyncio.to_thread(wire.got_variable, variable, head, log.id.epoch)
         response = views.GetVariableResponseView()
         response.variable = self._bytes_of(variable)
         response.offset = head

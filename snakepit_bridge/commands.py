@@ -13,14 +13,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import orjson
 
-from snakepit_bridge.errors import BridgeError
+from snakepit_bridge.errors import BridgeError, InvalidValue, without_frames
 from snakepit_bridge.events.model import Envelope, Moment, Origin, Value, make_value
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.limits import Limits
 from snakepit_bridge.metadata_checks import is_traceparent
-from snakepit_bridge.type_serialization import accept_any, encode
+from snakepit_bridge.type_serialization import accept_any, encode, stored_type
 
 __all__ = [
+    "PREPARED",
     "CleanupSession",
     "Command",
     "DeleteVariable",
@@ -28,6 +29,7 @@ __all__ = [
     "InitializeSession",
     "LoadSession",
     "PastValue",
+    "PreparedValue",
     "PythonValue",
     "RegisterVariable",
     "RollbackVariable",
@@ -38,8 +40,13 @@ __all__ = [
     "StopOptimization",
     "WireValue",
     "fingerprint",
+    "prepared",
     "told_apart",
 ]
+
+
+PREPARED = 65_536
+"""Bytes of a value from which reading it takes longer than handing it to another thread."""
 
 
 def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[str, str]]:
@@ -88,6 +95,35 @@ class WireValue(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.any) + len(self.binary)
+
+
+class PreparedValue(NamedTuple):
+    """A large value that was read and hashed before it came to the committer, whose thread
+    everybody waits for.
+    """
+
+    wire: WireValue
+    type: str
+    """That its type_url names."""
+    accepted: tuple[object, Value] | InvalidValue
+
+    def accept(self, type_name: str) -> tuple[object, Value]:
+        if type_name != self.type:
+            return self.wire.accept(type_name)
+        if isinstance(self.accepted, InvalidValue):
+            raise self.accepted
+        return self.accepted
+
+    def fingerprint(self) -> str:
+        if not isinstance(self.accepted, InvalidValue):
+            value = self.accepted[1]
+            if value.any == self.wire.any:
+                return value.digest.hex()
+        return self.wire.fingerprint()
+
+    @property
+    def size(self) -> int:
+        return self.wire.size
 
 
 class PythonValue(NamedTuple):
@@ -230,6 +266,34 @@ class Setting(NamedTuple):
     limits: Limits
 
 
+def prepared(command: Command) -> Command:
+    """The same command with its large values read, on a thread that nobody waits for."""
+    match command:
+        case RegisterVariable() | SetVariable() if isinstance(command.value, WireValue):
+            return command._replace(value=_prepared(command.value))
+        case SetVariables():
+            updates = [
+                (key, _prepared(value) if isinstance(value, WireValue) else value)
+                for key, value in command.updates
+            ]
+            return command._replace(updates=updates)
+    return command
+
+
+def _prepared(wire: WireValue) -> Incoming:
+    if wire.size < PREPARED:
+        return wire
+    try:
+        type_name = stored_type(wire.any)
+    except InvalidValue:
+        return wire  # of no type of ours; the variable's will say what is wrong
+    try:
+        return PreparedValue(wire, type_name, wire.accept(type_name))
+    except InvalidValue as error:
+        without_frames(error)
+        return PreparedValue(wire, type_name, error)
+
+
 def fingerprint(command: Command) -> bytes:
     """Digest of what the client asked for, without how it was traced."""
     fields = [_plain(field) for field in command[1:]]
@@ -241,7 +305,7 @@ def fingerprint(command: Command) -> bytes:
 
 
 def _plain(field: object) -> object:
-    if isinstance(field, WireValue | PythonValue):
+    if isinstance(field, WireValue | PreparedValue | PythonValue):
         return field.fingerprint()
     if isinstance(field, PastValue | BridgeError):
         return ""  # the client did not send what the log was found to hold

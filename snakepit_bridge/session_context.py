@@ -28,12 +28,13 @@ from snakepit_bridge.commands import (
 )
 from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import BridgeError, InvalidRequest, SessionNotFound
-from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.limits import DEFAULTS
 from snakepit_bridge.sessions import (

@@ -19,12 +19,12 @@ from snakepit_bridge.errors import (
     VersionNotFound,
     quote,
 )
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.tasks import Outcome
 
 __all__ = [
     "LoadTask",

@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 from snakepit_bridge.commands import CleanupSession
 from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable
 from snakepit_bridge.events.codec import OWN_SOURCE
-from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import Envelope, LogId, Origin
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.events.snapshot import seal_snapshot
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.limits import Limits
 
 __all__ = ["SteadyClock", "Upkeep"]
@@ -229,11 +230,11 @@ class Upkeep:
         age = self._limits.retention_age
         ended_age = ENDED_AGE if age is None else age
         if ended_age:
-            before = self._clock.steady() - int(ended_age * 1e9)
+            before = max(0, self._clock.steady() - int(ended_age * 1e9))
             for log in self._engine.ended_before(before):
                 self._committer.perform(partial(self._committer.drop, log)).result()
         if age:
-            before = self._clock.steady() - int(age * 1e9)
+            before = max(0, self._clock.steady() - int(age * 1e9))
             for at in self._engine.to_cut(before):
                 self._committer.perform(partial(self._committer.cut, at)).result()
 

@@ -26,11 +26,12 @@ from snakepit_bridge.commands import (
     told_apart,
 )
 from snakepit_bridge.errors import InvalidRequest, quote
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import PastVersion
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.metadata_checks import is_label, is_traceparent
+from snakepit_bridge.wire_bytes import LARGE, cut_out, prefix
 
 __all__ = [
     "Call",
@@ -39,6 +40,7 @@ __all__ = [
     "delete_variable",
     "deleted",
     "envelope",
+    "got_variable",
     "history_entry",
     "initialize_session",
     "initialized",
@@ -134,22 +136,24 @@ def cleanup_session(call: Call) -> CleanupSession:
 
 
 def register_variable(call: Call) -> RegisterVariable:
-    request = parse(views.RegisterVariableRequestView, call.raw)
+    raw, binary = cut_out(call.raw, 7) if len(call.raw) > LARGE else (call.raw, b"")
+    request = parse(views.RegisterVariableRequestView, raw)
     return RegisterVariable(
         envelope(request, request.metadata, call.metadata),
         request.name,
         request.type,
-        WireValue(request.initial_value, request.initial_binary_value),
+        WireValue(request.initial_value, binary or request.initial_binary_value),
         request.constraints_json,
     )
 
 
 def set_variable(call: Call) -> SetVariable:
-    request = parse(views.SetVariableRequestView, call.raw)
+    raw, binary = cut_out(call.raw, 6) if len(call.raw) > LARGE else (call.raw, b"")
+    request = parse(views.SetVariableRequestView, raw)
     return SetVariable(
         with_key(envelope(request, request.metadata, call.metadata), request),
         request.variable_identifier,
-        WireValue(request.value, request.binary_value),
+        WireValue(request.value, binary or request.binary_value),
         request.expected_version,
     )
 
@@ -203,10 +207,33 @@ def stop_optimization(call: Call) -> StopOptimization:
 
 def variable_bytes(variable: VariableState) -> bytes:
     """A serialized ``Variable``."""
-    definition, value, version, offset, time, source, metadata, lock = variable
+    value = variable.value
+    if len(value.any) + len(value.binary) > LARGE:
+        return b"".join(_variable_parts(variable))
+    return _variable(variable, value.any, value.binary)
+
+
+def got_variable(variable: VariableState, head: int, epoch: str) -> bytes:
+    """The answer to GetVariable with a large value."""
+    parts = _variable_parts(variable)
+    rest = views.GetVariableResponseView(offset=head, log_epoch=epoch).SerializeToString()
+    return b"".join((prefix(1, sum(map(len, parts))), *parts, rest))
+
+
+def _variable_parts(variable: VariableState) -> list[bytes]:
+    value = variable.value
+    parts = [_variable(variable, b"", b""), prefix(4, len(value.any)), value.any]
+    if value.binary:
+        parts += (prefix(12, len(value.binary)), value.binary)
+    return parts
+
+
+def _variable(variable: VariableState, any_: bytes, binary: bytes) -> bytes:
+    definition, _, version, offset, time, source, metadata, lock = variable
     view = views.VariableView()
     view.id, view.name, view.type, constraints, _ = definition
-    view.value = value.any
+    if any_:
+        view.value = any_
     if constraints:
         view.constraints_json = constraints
     if metadata:
@@ -216,8 +243,8 @@ def variable_bytes(variable: VariableState) -> bytes:
     updated = view.last_updated_at
     updated.seconds, updated.nanos = divmod(time, 1_000_000_000)
     view.version = version
-    if value.binary:
-        view.binary_value = value.binary
+    if binary:
+        view.binary_value = binary
     if lock is not None:
         status = pb.OptimizationStatus(optimizing=True, optimizer_id=lock.optimizer_id)
         status.started_at.FromNanoseconds(lock.started_unix_nanos)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from snakepit_bridge.commands import (
-    Command,
-    WireValue,
-)
+from snakepit_bridge.commands import Command, WireValue
 from snakepit_bridge.decide import decider, recall
 from snakepit_bridge.errors import BridgeError
-from snakepit_bridge.events.committer import Committer, Outcome
+from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
-from snakepit_bridge.events.model import LogId, Value
+from snakepit_bridge.events.model import LogHead, LogId, StoredSnapshot, Value
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import fold
+from snakepit_bridge.events.snapshot import seal_snapshot
+from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.limits import DEFAULTS, Limits
 
 Result = Outcome | BridgeError
+
+T = TypeVar("T")
 
 PATIENCE = 30.0
 """Seconds an answer may take before a test gives up on it."""
@@ -56,9 +59,11 @@ class _Task(NamedTuple):
 class Direct:
     """A running committer on ``engine``, spoken to from the test's own threads."""
 
-    def __init__(self, engine: EventLog, **options: Callable[[], Any]) -> None:
+    def __init__(
+        self, engine: EventLog, limits: Limits = DEFAULTS, **options: Callable[[], Any]
+    ) -> None:
         self.engine = engine
-        self.committer = Committer(engine, decider(), recall, **options)
+        self.committer = Committer(engine, decider(limits), recall, **options)
         self.committer.start()
 
     def submit(self, *commands: Command) -> Future[Sequence[Result]]:
@@ -81,6 +86,31 @@ class Direct:
         log = self.committer.loaded(session_id)
         assert log is not None, f"{session_id!r} is not in memory"
         return log
+
+    def perform(self, work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 - of any work
+        """Have the committer do something between two commits, as upkeep does."""
+        return self.committer.perform(partial(work, *arguments)).result(PATIENCE)
+
+    def snapshot(self, session_id: str) -> StoredSnapshot:
+        """Keep a snapshot of a session as it is now."""
+        log = self.loaded(session_id)
+        sealed = seal_snapshot(self.perform(self.committer.copy_of, log))
+        self.perform(self.committer.keep_snapshot, log, sealed)
+        return sealed
+
+    def cut(self, log: LogId, at: StoredSnapshot) -> None:
+        """Forget a log up to a snapshot, and free the room."""
+        self.perform(self.committer.cut, LogHead(log, at.offset, at.digest))
+        while self.perform(self.engine.sweep, 0):
+            pass
+
+    def evict(self, session_id: str) -> None:
+        """Take a session out of memory."""
+        log = self.committer.peek(session_id)
+        if log is not None:
+            log.touched = False
+            self.perform(self.committer.evict, [log])
+            assert self.committer.peek(session_id) is None
 
     def close(self) -> None:
         self.committer.close()

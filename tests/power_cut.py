@@ -55,7 +55,7 @@ from snakepit_bridge.commands import (
     WireValue,
 )
 from snakepit_bridge.errors import BridgeError, OutcomeUnknown, ResourceExhausted, Unavailable
-from snakepit_bridge.events.committer import Outcome
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.events.log import EventLog, LogUnusable
 from snakepit_bridge.events.model import Envelope, LogId, Transaction, Value
 from snakepit_bridge.events.projection import SessionState, apply

@@ -37,7 +37,6 @@ from snakepit_bridge.errors import (
     VariableNotFound,
     VersionConflict,
 )
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.log import AppendError, EventLog, LogEntry
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import (
@@ -50,6 +49,7 @@ from snakepit_bridge.events.model import (
 )
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.session_context import SessionContext
 from snakepit_bridge.sessions import head_and
 from tests.bridge_process import BridgeProcess

@@ -20,9 +20,9 @@ import pytest
 
 from snakepit_bridge.commands import LoadSession, RegisterVariable, SetVariable
 from snakepit_bridge.errors import BridgeError, OutcomeUnknown, ResourceExhausted, Unavailable
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import fold
+from snakepit_bridge.events.tasks import Outcome
 from tests.direct import Direct, integer
 from tests.disk import Disk, DiskLog, Operation
 

@@ -26,6 +26,7 @@ FLOORS = [
     ["rpc"],
     ["bridge_servicer"],
     ["wire"],
+    ["wire_bytes"],
     ["session_context"],
     ["sessions", "variable_views", "upkeep"],
     ["decide"],

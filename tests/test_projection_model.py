@@ -60,13 +60,13 @@ from snakepit_bridge.errors import (
     VersionNotFound,
 )
 from snakepit_bridge.events import requests
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope, LogId, Origin
 from snakepit_bridge.events.projection import SessionState, VariableState, apply
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.sessions import past_value
 from tests.direct import Direct, Result, folded, integer, json_of, readable, whole
 

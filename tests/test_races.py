@@ -32,12 +32,12 @@ from snakepit_bridge.errors import (
     RequestIdReused,
     VersionConflict,
 )
-from snakepit_bridge.events.committer import Outcome
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.tasks import Outcome
 from tests.bridge_process import BridgeProcess
 from tests.direct import PATIENCE, Direct, folded, integer
 

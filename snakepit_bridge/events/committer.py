@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from snakepit_bridge.errors import (
     BridgeError,
@@ -42,7 +42,6 @@ from snakepit_bridge.events.model import (
     AGAIN,
     Answer,
     Decision,
-    Envelope,
     LogHead,
     LogId,
     Moment,
@@ -51,15 +50,13 @@ from snakepit_bridge.events.model import (
     StoredSnapshot,
     Transaction,
 )
-from snakepit_bridge.events.projection import SessionState, VariableState, apply
+from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import load, state_after, transaction_at
 from snakepit_bridge.events.snapshot import copied, seal_snapshot
+from snakepit_bridge.events.tasks import Command, Outcome, Task
 
 __all__ = [
-    "Command",
     "Committer",
-    "Outcome",
-    "Task",
 ]
 
 logger = logging.getLogger(__name__)
@@ -72,32 +69,6 @@ folding them takes as long as the snapshot, about 5 ms."""
 
 LONGEST_LEAVE = 0.3
 """Seconds for that when the bridge stops, which must take less than 2 in all."""
-
-
-class Command(Protocol):
-    @property
-    def envelope(self) -> Envelope: ...
-
-
-class Outcome(NamedTuple):
-    """An accepted command, committed."""
-
-    answer: Answer
-    log_epoch: str
-    variable: VariableState | None = None
-    """The one that ``answer.variable_id`` names, as the command left it."""
-    variables: tuple[VariableState, ...] = ()
-    """All of them, when ``answer.show_state``."""
-
-
-class Task(Protocol):
-    """One piece of work for the committer; both methods run on its thread."""
-
-    def command(self) -> Any:  # noqa: ANN401 - a command of whoever supplies ``decide``
-        """Give the command, or raise a ``BridgeError`` when it cannot be understood."""
-
-    def answer(self, outcome: Outcome) -> Any:  # noqa: ANN401 - whatever it delivers
-        """Turn the outcome into what is delivered."""
 
 
 Decide = Callable[[SessionState, str, Any, Moment], Decision]

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable
-from snakepit_bridge.events.committer import Committer, Task
+from snakepit_bridge.events.committer import Committer
+from snakepit_bridge.events.tasks import Task
 
 __all__ = ["Gate"]
 
@@ -56,12 +57,7 @@ class Gate:
             raise ResourceExhausted(
                 f"{MAX_UNDER_WAY} calls wait for the log already: slow down and retry"
             )
-        if self._bytes + size > self._max_bytes and self._bytes:
-            raise ResourceExhausted(
-                f"{self._bytes} bytes of requests wait for the log already, {self._max_bytes} may: "
-                "slow down and retry, or start the bridge with a larger --max-message-size"
-            )
-        self._bytes += size
+        self.claim(size)
         self._waiting_bytes += size
         future: asyncio.Future[Any] = self._loop.create_future()
         self._tasks.append(task)
@@ -73,6 +69,22 @@ class Gate:
         elif self._timer is None:
             self._timer = self._loop.call_later(LONGEST_WAIT, self._waited)
         return future
+
+    def claim(self, size: int) -> None:
+        """Count the bytes of a request that is on its way; ``submit`` does so itself.
+
+        :raises ResourceExhausted: too many are under way.
+        """
+        if self._bytes + size > self._max_bytes and self._bytes:
+            raise ResourceExhausted(
+                f"{self._bytes} bytes of requests wait for the log already, {self._max_bytes} may: "
+                "slow down and retry, or start the bridge with a larger --max-message-size"
+            )
+        self._bytes += size
+
+    def release(self, size: int) -> None:
+        """Take back what was claimed."""
+        self._bytes -= size
 
     def _waited(self) -> None:
         self._timer = None

@@ -20,24 +20,21 @@ the ballast is there again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
-import queue
 import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from snakepit_bridge.errors import BridgeError, DataLoss, ResourceExhausted, Unavailable
+from snakepit_bridge.errors import ResourceExhausted, Unavailable
 from snakepit_bridge.events import sqlite_schema as sql
 from snakepit_bridge.events.ballast import Ballast
 from snakepit_bridge.events.log import (
     UNREFERENCED_NANOS,
     AppendError,
     Conflict,
-    EventLog,
-    LogEntry,
     LogUnusable,
 )
 from snakepit_bridge.events.model import (
@@ -45,11 +42,12 @@ from snakepit_bridge.events.model import (
     LogId,
     StoredRecord,
     StoredSnapshot,
-    Value,
 )
 from snakepit_bridge.events.owner import Owner, make_directory
+from snakepit_bridge.events.sqlite_reading import FULL, IN_A_FILE, SqliteReading
+from snakepit_bridge.events.value_files import FILE_LIMIT
 
-__all__ = ["WAL_BYTES", "SqliteCopy", "SqliteLog"]
+__all__ = ["WAL_BYTES", "SqliteLog"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +67,6 @@ SWEPT_AT_ONCE = 500
 LOGS_REMEMBERED = 20_000
 """Logs whose row and head are known without asking the file."""
 
-CHECKED_BYTES = 256 * 1024 * 1024
-"""Files to this size have their structure checked after each start: half a second."""
-
 _SETUP = f"""
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = FULL;
@@ -80,7 +75,7 @@ PRAGMA busy_timeout = 5000;
 """
 
 
-class SqliteLog(EventLog):
+class SqliteLog(SqliteReading):
     """Logs in one SQLite file. One writing connection, a few reading ones."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -89,18 +84,16 @@ class SqliteLog(EventLog):
         :raises LogInUse: another process owns it.
         :raises LogUnusable: it cannot be opened, or is not such a log.
         """
-        self.path = Path(path)
-        self.url = f"sqlite:{self.path}"
+        super().__init__(path)
         try:
             make_directory(self.path.parent)
             self._owner = Owner(self.path.with_name(self.path.name + ".owner"))
         except OSError as error:
             raise LogUnusable(f"cannot use {self.path}: {error.strerror or error}") from error
-        self._readers: queue.LifoQueue[sqlite3.Connection] = queue.LifoQueue()
         self._closed = False
-        self._damage: DataLoss | None = None
-        """Once the structure of the file was found damaged, nothing more is written."""
         self._ballast = Ballast(self.path.with_name(self.path.name + ".ballast"), WAL_BYTES)
+        self._strays: Iterator[bytes] | None = self._files.digests()
+        """Files that an earlier process may have left; looked through once, piece by piece."""
         self._pages = 0
         """About how many the write-ahead log holds since its last checkpoint."""
         self._tails: dict[LogId, tuple[int, int]] = {}
@@ -131,12 +124,6 @@ class SqliteLog(EventLog):
         except OSError as error:
             logger.warning("no ballast for a full disk: %s", error)
         self._owner.note_log()
-
-    def latest(self, session_id: str) -> LogHead | None:
-        return self._head(sql.SELECT_LATEST, (session_id,), session_id)
-
-    def head(self, log: LogId) -> LogHead | None:
-        return self._head(sql.SELECT_ONE, log, log.session_id)
 
     def append(self, records: Sequence[tuple[LogId, StoredRecord]]) -> None:
         writer = self._writer
@@ -172,6 +159,8 @@ class SqliteLog(EventLog):
                 begun = True
             for row, record in rare:
                 self._append_rare(row, record)
+            if rare:
+                self._files.sync()
             for start in range(0, len(rows), sql.COLUMNS * sql.ROWS_AT_ONCE):
                 some = rows[start : start + sql.COLUMNS * sql.ROWS_AT_ONCE]
                 writer.execute(sql.INSERT_RECORDS[len(some) // sql.COLUMNS], some)
@@ -182,17 +171,22 @@ class SqliteLog(EventLog):
             if begun:
                 writer.execute("ROLLBACK")
             raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             self._tails.clear()
             raise AppendError(self._answer(error)) from error
         self._stored(heads, rows)
 
     def _append_rare(self, row: int, record: StoredRecord) -> None:
         for value in record.large:
-            self._writer.execute(sql.INSERT_LARGE, (value.digest, value.any, value.binary))
+            size = len(value.any) + len(value.binary)
+            if size > FILE_LIMIT:
+                self._files.write(value)
+                self._writer.execute(sql.INSERT_LARGE, (value.digest, *IN_A_FILE))
+            else:
+                self._writer.execute(sql.INSERT_LARGE, (value.digest, value.any, value.binary))
+                self._pages += size // 4_096
             self._writer.execute(sql.INSERT_USE, (row, record.first_offset, 0, value.digest))
             self._writer.execute(sql.DELETE_UNUSED, (value.digest,))
-            self._pages += (len(value.any) + len(value.binary)) // 4_096
         if record.ended_unix_nanos:
             self._writer.execute(sql.UPDATE_ENDED, (record.ended_unix_nanos, row))
 
@@ -230,7 +224,7 @@ class SqliteLog(EventLog):
         try:
             self._ballast.take()
         except OSError as error:
-            raise AppendError(ResourceExhausted(_FULL)) from error
+            raise AppendError(ResourceExhausted(FULL)) from error
         try:
             self._reserve()
         except OSError as error:
@@ -249,30 +243,6 @@ class SqliteLog(EventLog):
             # What a reader still looks at stays; it is tried again after as many pages more.
             self._pages = min(pages - moved, self._most_pages() // 2)
 
-    def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
-        with self._reading() as reader:
-            row = reader.execute(sql.SELECT_LOG, log).fetchone()
-            if row is None:
-                return []
-            following = max(after, row[1]) + 1
-            found = reader.execute(
-                sql.SELECT_AFTER, {"log": row[0], "next": following, "limit": limit}
-            )
-            return [_record(columns) for columns in found]
-
-    def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
-        with self._reading() as reader:
-            row = reader.execute(sql.SELECT_LOG, log).fetchone()
-            if row is None:
-                return []
-            found = reader.execute(sql.SELECT_BEFORE, (*row, before, limit))
-            return [_record(columns) for columns in found]
-
-    def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
-        with self._reading() as reader:
-            rows = (reader.execute(sql.SELECT_LARGE, (digest,)).fetchone() for digest in digests)
-            return {row[0]: Value(row[1], row[2], row[0]) for row in rows if row is not None}
-
     def save_snapshot(self, log: LogId, snapshot: StoredSnapshot) -> None:
         offset, digest, time, state, requests, check, large = snapshot
         with self._writing() as writer:
@@ -286,26 +256,6 @@ class SqliteLog(EventLog):
             writer.executemany(sql.INSERT_USE, ((row[0], offset, 1, value) for value in large))
             writer.executemany(sql.DELETE_UNUSED, ((value,) for value in large))
         self._pages += PAGES_A_COMMIT + (len(state) + len(requests)) // 4_096
-
-    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
-        with self._reading() as reader:
-            row = reader.execute(sql.SELECT_LOG, log).fetchone()
-            if row is None:
-                return None
-            found = reader.execute(sql.SELECT_SNAPSHOT, (row[0], before, row[1])).fetchone()
-            return None if found is None else StoredSnapshot(*found)
-
-    def snapshot_offsets(self, log: LogId) -> Sequence[int]:
-        with self._reading() as reader:
-            row = reader.execute(sql.SELECT_LOG, log).fetchone()
-            if row is None:
-                return []
-            return [offset for (offset,) in reader.execute(sql.SELECT_SNAPSHOT_OFFSETS, row)]
-
-    def to_cut(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogHead]:
-        with self._reading() as reader:
-            found = reader.execute(sql.SELECT_TO_CUT, (time_unix_nanos, limit))
-            return [LogHead(LogId(*columns[:2]), *columns[2:]) for columns in found]
 
     def cut(self, at: LogHead) -> None:
         with self._writing() as writer:
@@ -322,39 +272,22 @@ class SqliteLog(EventLog):
             if found is not None:
                 _sweep_log(writer, *found, now=now_unix_nanos)
                 return True
-            return _sweep_values(writer, now_unix_nanos)
+            looked_at, gone = _sweep_values(writer, now_unix_nanos)
+            strays = [] if looked_at else self._sweep_strays(writer)
+        for digest in (*gone, *strays):
+            self._files.remove(digest)
+        return looked_at or self._strays is not None
 
-    def live_sessions(self) -> int:
-        with self._reading() as reader:
-            (count,) = reader.execute(sql.COUNT_LIVE).fetchone()
-            return int(count)
-
-    def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
-        with self._reading() as reader:
-            found = reader.execute(sql.SELECT_LOGS, (*(after or ("", "")), limit))
-            return [LogEntry(LogId(*columns[:2]), *columns[2:]) for columns in found]
-
-    def ended_before(self, time_unix_nanos: int, *, limit: int = 1_000) -> Sequence[LogId]:
-        with self._reading() as reader:
-            found = reader.execute(sql.SELECT_ENDED, (time_unix_nanos, limit))
-            return [LogId(*columns) for columns in found]
+    def _sweep_strays(self, reader: sqlite3.Connection) -> list[bytes]:
+        """Some files that nothing refers to, because a process was killed."""
+        some = list(itertools.islice(self._strays or (), SWEPT_AT_ONCE))
+        if not some:
+            self._strays = None
+        return [each for each in some if not reader.execute(sql.HAS_LARGE, (each,)).fetchone()]
 
     def touch(self, accesses: Mapping[LogId, int]) -> None:
         with self._writing() as writer:
             writer.executemany(sql.TOUCH, ((time, *log) for log, time in accesses.items()))
-
-    def faults(self, *, thorough: bool = True) -> Iterator[str]:
-        if not thorough and self.path.stat().st_size > CHECKED_BYTES:
-            return
-        check = "PRAGMA integrity_check" if thorough else "PRAGMA quick_check(10)"
-        with self._reading() as reader:
-            try:
-                found = [row[0] for row in reader.execute(check) if row[0] != "ok"]
-            except sqlite3.DatabaseError as error:
-                found = [str(error)]
-        if found and self._damage is None:
-            self._damage = self._damaged(found[0])
-        yield from found
 
     def close(self) -> None:
         while not self._readers.empty():
@@ -440,27 +373,6 @@ class SqliteLog(EventLog):
         """Pages the write-ahead log may hold: with the ballast gone they fit the database."""
         return max(self._ballast.size // PAGE_BYTES, 16)
 
-    def _connect(self) -> sqlite3.Connection:
-        # The engine's contract orders the calls; SQLite itself is built thread-safe.
-        return sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-
-    def _head(self, query: str, arguments: Sequence[str], session_id: str) -> LogHead | None:
-        with self._reading() as reader:
-            row = reader.execute(query, arguments).fetchone()
-            if row is None:
-                return None
-            id_, epoch, base, base_digest, mark, mark_digest = row
-            end = reader.execute(sql.SELECT_END, (id_,)).fetchone()
-            offset, digest = end if end and end[0] > base else (base, base_digest)
-            return LogHead(
-                LogId(session_id, epoch),
-                offset,
-                digest,
-                base,
-                base_digest,
-                (mark, mark_digest) if mark else None,
-            )
-
     def _find_tail(self, log: LogId) -> None:
         """Learn where a log ends; one that is not stored yet is begun."""
         found = self._writer.execute(sql.SELECT_LOG, log).fetchone()
@@ -486,102 +398,6 @@ class SqliteLog(EventLog):
         except sqlite3.Error as error:
             raise AppendError(self._answer(error)) from error
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            reader = self._readers.get_nowait()
-        except queue.Empty:
-            reader = self._new_reader()
-        try:
-            yield reader
-        except sqlite3.Error as error:
-            reader.close()
-            raise self._answer(error) from error
-        except BaseException:
-            reader.close()
-            raise
-        else:
-            self._readers.put(reader)
-
-    def _new_reader(self) -> sqlite3.Connection:
-        try:
-            reader = self._connect()
-        except sqlite3.Error as error:
-            raise self._answer(error) from error
-        try:
-            reader.execute("PRAGMA query_only = 1")
-            reader.execute("PRAGMA busy_timeout = 5000")
-        except sqlite3.Error as error:
-            reader.close()
-            raise self._answer(error) from error
-        return reader
-
-    def _answer(self, error: sqlite3.Error) -> BridgeError:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            return ResourceExhausted(_FULL)
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            self._damage = self._damage or self._damaged(str(error))
-            return self._damage
-        return Unavailable(
-            f"the log cannot be used ({getattr(error, 'sqlite_errorname', 'SQLite')}: {error})"
-        )
-
-    def _damaged(self, why: str) -> DataLoss:
-        return DataLoss(
-            f"the database file {self.path} is damaged ({why}): nothing more is written to it; "
-            "stop the bridge, look with `snakepit-bridge verify`, and put back a copy"
-        )
-
-
-class SqliteCopy(SqliteLog):
-    """A log that is read only: a copy, or one that a running bridge owns and writes."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open a file that is there.
-
-        :raises LogUnusable: it cannot be opened, or is not such a log.
-        """
-        self.path = Path(path)
-        self.url = f"sqlite:{self.path}"
-        self._readers = queue.LifoQueue()
-        self._damage = None
-        if not self.path.is_file():
-            raise LogUnusable(f"there is no file {self.path}")
-        try:
-            with self._reading() as reader:
-                (application,) = reader.execute("PRAGMA application_id").fetchone()
-                (schema,) = reader.execute("PRAGMA user_version").fetchone()
-        except BridgeError as error:
-            raise LogUnusable(error.message) from error
-        if application != sql.APPLICATION_ID:
-            raise LogUnusable(f"{self.path} is no log of snakepit_bridge")
-        if schema != sql.FILE_SCHEMA:
-            raise LogUnusable(
-                f"{self.path} has file schema {schema} and this release reads "
-                f"{sql.FILE_SCHEMA}: "
-                + ("start a newer snakepit_bridge" if schema > sql.FILE_SCHEMA else "serve it once")
-            )
-
-    def close(self) -> None:
-        while not self._readers.empty():
-            self._readers.get_nowait().close()
-
-    def _connect(self) -> sqlite3.Connection:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-
-
-_FULL = "the disk that holds the log is full: nothing was changed; free space and retry"
-
-
-_new = tuple.__new__
-_OF_APPENDING = ((), 0)
-
-
-def _record(columns: tuple[int, int, bytes, bytes, bytes]) -> StoredRecord:
-    return _new(StoredRecord, columns + _OF_APPENDING)
-
 
 def _sweep_log(writer: sqlite3.Connection, log: int, base: int, dropped: int, *, now: int) -> None:
     """Delete a piece of what a log no longer keeps."""
@@ -603,11 +419,14 @@ def _sweep_log(writer: sqlite3.Connection, log: int, base: int, dropped: int, *,
 _ALL = 2**63 - 1
 
 
-def _sweep_values(writer: sqlite3.Connection, now: int) -> bool:
-    """Delete a few values that nothing has referred to for long."""
+def _sweep_values(writer: sqlite3.Connection, now: int) -> tuple[bool, list[bytes]]:
+    """Delete a few values that nothing has referred to for long.
+
+    Gives whether there were any to look at, and which are gone.
+    """
     found = writer.execute(sql.SELECT_UNUSED, (now - UNREFERENCED_NANOS, 10)).fetchall()
     for digest, used in found:
         writer.execute(sql.DELETE_UNUSED, (digest,))
         if not used:
             writer.execute(sql.DELETE_VALUE, (digest,))
-    return bool(found)
+    return bool(found), [digest for digest, used in found if not used]

@@ -168,6 +168,7 @@ SELECT first_offset, events, header, "values", digest FROM records
 WHERE log = ? AND first_offset > ? AND first_offset < ? ORDER BY first_offset DESC LIMIT ?
 """
 SELECT_LARGE = 'SELECT digest, "any", binary FROM large_values WHERE digest = ?'
+HAS_LARGE = "SELECT 1 FROM large_values WHERE digest = ?"
 
 INSERT_SNAPSHOT = "INSERT OR IGNORE INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?)"
 TRIM_REQUESTS = """

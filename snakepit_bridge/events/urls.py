@@ -33,6 +33,6 @@ def open_copy(url: str) -> EventLog:
     scheme, _, rest = url.partition(":")
     if scheme != "sqlite" or not rest:
         raise LogUnusable(f"{url!r} names no log that can be read from outside: use sqlite:PATH")
-    from snakepit_bridge.events.sqlite import SqliteCopy  # noqa: PLC0415 - POSIX only
+    from snakepit_bridge.events.sqlite_copy import SqliteCopy  # noqa: PLC0415 - POSIX only
 
     return SqliteCopy(Path(rest).expanduser())
