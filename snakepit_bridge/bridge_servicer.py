@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -58,6 +60,9 @@ REMEMBERED_BYTES = 4_096
 """Encoded variables that are kept, and how long one may be: 16 MiB at most. Encoding costs a
 tenth of what a GetVariable costs in all."""
 
+HISTORIANS = 2
+"""Threads that walk through histories."""
+
 INLINE_WORK = 256
 """Variables that may be encoded on the event loop (about 1 ms); more go to a thread."""
 
@@ -87,6 +92,8 @@ class BridgeServicer:
         self._committer = committer
         self._gate = gate
         self._max_message_bytes = max_message_bytes
+        self._historians = ThreadPoolExecutor(HISTORIANS, "history")
+        """Walk through histories, so that these keep nobody else's reading waiting."""
         self._remembered: dict[int, tuple[VariableState, bytes]] = {}
         """By identity of the version, which is kept so that its identity stays its own."""
         self.queries: dict[str, Query] = {
@@ -241,9 +248,9 @@ class BridgeServicer:
         size, after, left = _page(request, log, id_)
         limit = left or request.limit
         count = min(size or limit, limit or size)
-        past, following = await asyncio.to_thread(
-            self._history, log, id_, after or newest, count, cut=size > 0
-        )
+        walk = partial(self._history, log, id_, after or newest, count, cut=size > 0)
+        loop = asyncio.get_running_loop()
+        past, following = await loop.run_in_executor(self._historians, walk)
         token = ""
         if following and (not limit or limit > len(past)):
             token = _token(log, id_, following, limit and limit - len(past))

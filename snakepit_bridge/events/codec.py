@@ -145,25 +145,37 @@ def unseal(stored: StoredRecord, previous: bytes, large: LargeValues | None) -> 
         raise _damaged(stored, "its digest does not match its bytes and the record before")
     try:
         record = _parse_record(header)
-        if record.schema > SCHEMA:
-            raise _newer(stored, record)
-        contents = _parse_values(packed)
     except DecodeError as error:
         raise _damaged(stored, f"it cannot be parsed ({error})") from error
+    if record.schema > SCHEMA:
+        raise _newer(stored, record)
     events = record.events
     if record.first_offset != first_offset or len(events) != count:
         raise _damaged(stored, "its offsets differ from those it is stored under")
     if count == 1 and large is None:
-        # Of a long log nearly every record is one plain change, and this a third faster.
+        # Of a long log nearly every record is one plain change of a short value: reading it
+        # like this takes two thirds of the time.
         event = events[0]
         if event.WhichOneof("kind") == "variable_set":
             body = event.variable_set
             named = body.value_digest
-            anys = contents.any
-            if len(anys) == 2 and not contents.binary and sha256(anys[0]).digest() == named:  # noqa: PLR2004 - the new and the old
-                values: Sequence[Value] = (_new(Value, (anys[0], b"", named)), _REPLACED)
-                facts: Sequence[Fact] = (("variable_set", body),)
-                return _new(Transaction, (record, header, facts, values, first_offset, digest))
+            any_ = _first_of_two(packed)
+            if sha256(any_).digest() == named:
+                return _new(
+                    Transaction,
+                    (
+                        record,
+                        header,
+                        (("variable_set", body),),
+                        (_new(Value, (any_, b"", named)), _REPLACED),
+                        first_offset,
+                        digest,
+                    ),
+                )
+    try:
+        contents = Values.FromString(packed)
+    except DecodeError as error:
+        raise _damaged(stored, f"it cannot be parsed ({error})") from error
     facts = _facts(stored, record)
     values = _values(stored, facts, contents, large)
     last_offset = first_offset + count - 1
@@ -171,8 +183,22 @@ def unseal(stored: StoredRecord, previous: bytes, large: LargeValues | None) -> 
 
 
 _parse_record = Record.FromString
-_parse_values = Values.FromString
 _new = tuple.__new__
+
+
+def _first_of_two(packed: bytes) -> bytes:
+    """The first of two short ``Values.any``; empty when the bytes are anything else."""
+    size = len(packed)
+    if size > 4 and packed[0] == _ANY and (first := packed[1]) < size - 4:  # noqa: PLR2004 - two heads
+        second = first + 2
+        if packed[second] == _ANY and packed[second + 1] == size - second - 2 <= _SEVEN_BITS:
+            return packed[2:second]
+    return b""
+
+
+_ANY = Values(any=[b"?"]).SerializeToString()[0]
+"""Tag of an entry of ``Values.any``."""
+
 _REPLACED = Value(b"", b"", b"")
 _OTHER_VALUES = "it does not hold the values that its events name"
 

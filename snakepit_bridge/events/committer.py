@@ -447,7 +447,8 @@ class Committer:
         current = self._working.get(log.session_id)
         if current is not None and current.id == log:
             now = current.working.variables.get(id_)
-            if now is not None and now.offset == answer.offset:
+            locked = now is not None and (now.lock or command.envelope.optimization_id)
+            if now is not None and now.offset == answer.offset and not locked:
                 return Outcome(answer, log.epoch, now)
         then = state_after(self.engine, log, transaction)
         everything = tuple(then.variables.values()) if answer.show_state else ()

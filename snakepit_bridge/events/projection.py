@@ -27,7 +27,16 @@ from snakepit_bridge.event_log_pb2 import (
 from snakepit_bridge.events.model import GENESIS, Transaction, Value
 from snakepit_bridge.events.requests import RequestTable
 
-__all__ = ["Definition", "Lock", "SessionState", "VariableState", "apply"]
+__all__ = [
+    "Definition",
+    "Lock",
+    "SessionState",
+    "VariableState",
+    "advance",
+    "apply",
+    "change",
+    "replaceable",
+]
 
 _Values = Iterator[Value]
 _Common = tuple[int, str, dict[str, str]]
@@ -150,30 +159,54 @@ def apply(state: SessionState, transaction: Transaction) -> list[str]:
 
     :raises FailedPrecondition: an event of a kind that this release does not know.
     """
-    record, header, facts, values, last_offset, digest = transaction
-    time = record.time_unix_nanos
+    touched = change(state, transaction)
+    advance(state, transaction)
+    return touched
+
+
+def change(state: SessionState, transaction: Transaction) -> list[str]:
+    """What the events of a transaction do: the first half of ``apply``."""
+    record, _, facts, values, last_offset, _ = transaction
     metadata = record.metadata
-    common: _Common = (time, record.source, dict(metadata) if metadata else {})
-    offset = record.first_offset
+    common: _Common = (record.time_unix_nanos, record.source, dict(metadata) if metadata else {})
+    offset = last_offset - len(facts) + 1
     following = iter(values)
     touched = []
     for kind, body in facts:
-        change = _CHANGES.get(kind)
-        if change is None:
+        change_by = _CHANGES.get(kind)
+        if change_by is None:
             raise FailedPrecondition(
                 f"offset {offset} holds an event of a kind that this release does not know "
                 f"({kind}): start a newer snakepit_bridge"
             )
-        id_ = change(state, body, offset, common, following)
+        id_ = change_by(state, body, offset, common, following)
         if id_:
             touched.append(id_)
         offset += 1
-    if record.HasField("request"):
-        state.requests.note(header)
-    state.head = last_offset
-    state.digest = digest
-    state.time_unix_nanos = time
     return touched
+
+
+def advance(state: SessionState, transaction: Transaction) -> None:
+    """That the state is now the one after a transaction: the second half of ``apply``."""
+    record = transaction.record
+    if record.HasField("request"):
+        state.requests.note(transaction.header)
+    state.head = transaction.last_offset
+    state.digest = transaction.digest
+    state.time_unix_nanos = record.time_unix_nanos
+
+
+def replaceable(transaction: Transaction) -> str:
+    """The variable that a transaction gives a value and does nothing else; else empty.
+
+    A later one of the same variable leaves nothing of it but its place in the log. With
+    metadata it would, because these merge.
+    """
+    facts = transaction.facts
+    kind, body = facts[0]
+    if kind == "variable_set" and len(facts) == 1 and not transaction.record.metadata:
+        return str(body.id)
+    return ""
 
 
 def _session_started(

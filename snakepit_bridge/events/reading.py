@@ -23,7 +23,13 @@ from snakepit_bridge.events.model import (
     Value,
     make_value,
 )
-from snakepit_bridge.events.projection import SessionState, apply
+from snakepit_bridge.events.projection import (
+    SessionState,
+    advance,
+    apply,
+    change,
+    replaceable,
+)
 from snakepit_bridge.events.snapshot import open_snapshot
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "cut_away",
     "fold",
     "load",
+    "replay",
     "state_after",
     "state_at",
     "transaction_at",
@@ -63,7 +70,32 @@ def fold(
             raise _absent(engine, log, after + 1)
         transaction = unseal(stored, digest, large)
         yield transaction
-        after, digest = transaction.last_offset, transaction.digest
+        after, digest = transaction.last_offset, stored.digest
+
+
+def replay(engine: EventLog, log: LogId, state: SessionState, until: int | None = None) -> None:
+    """Bring a state to the last transaction that ends at or before ``until`` (the head).
+
+    Equal to applying each, but of plain changes of one variable only the last is made: in a
+    long log nearly all are replaced later. Large values stay absent; see ``complete``.
+
+    :raises DataLoss: naming the first bad offset.
+    """
+    latest: dict[str, Transaction] = {}
+    for transaction in fold(engine, log, state.head, state.digest, values=False):
+        if until is not None and transaction.last_offset > until:
+            break
+        id_ = replaceable(transaction)
+        if id_:
+            latest[id_] = transaction
+        else:
+            for pending in latest.values():
+                change(state, pending)
+            latest.clear()
+            change(state, transaction)
+        advance(state, transaction)
+    for pending in latest.values():
+        change(state, pending)
 
 
 def load(engine: EventLog, head: LogHead) -> tuple[SessionState, int]:
@@ -75,8 +107,7 @@ def load(engine: EventLog, head: LogHead) -> tuple[SessionState, int]:
     check_mark(engine, head)
     state = _newest_snapshot(engine, head)
     snapshot_offset = state.head
-    for transaction in fold(engine, head.log, state.head, state.digest, values=False):
-        apply(state, transaction)
+    replay(engine, head.log, state)
     if state.head != head.head:
         raise _lost(head.log, state.head + 1)
     complete(state, engine.large_values)
@@ -92,10 +123,7 @@ def state_at(engine: EventLog, log: LogId, offset: int) -> SessionState:
     :raises DataLoss: an event on the way is damaged or missing.
     """
     state = _snapshot_before(engine, log, offset)
-    for transaction in fold(engine, log, state.head, state.digest, values=False):
-        if transaction.last_offset > offset:
-            break
-        apply(state, transaction)
+    replay(engine, log, state, offset)
     complete(state, engine.large_values)
     return state
 

@@ -51,7 +51,7 @@ class SqliteReading(EventLog):
             found = reader.execute(
                 sql.SELECT_AFTER, {"log": row[0], "next": following, "limit": limit}
             )
-            return [_record(columns) for columns in found]
+            return [_new(StoredRecord, columns + _OF_APPENDING) for columns in found]
 
     def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         with self._reading() as reader:
@@ -59,7 +59,7 @@ class SqliteReading(EventLog):
             if row is None:
                 return []
             found = reader.execute(sql.SELECT_BEFORE, (*row, before, limit))
-            return [_record(columns) for columns in found]
+            return [_new(StoredRecord, columns + _OF_APPENDING) for columns in found]
 
     def large_values(self, digests: Sequence[bytes]) -> Mapping[bytes, Value]:
         with self._reading() as reader:
@@ -207,11 +207,6 @@ IN_A_FILE = (b"", b"")
 """Stands in the database for the content of a value that has a file."""
 
 FULL = "the disk that holds the log is full: nothing was changed; free space and retry"
-
-
 _new = tuple.__new__
 _OF_APPENDING = ((), 0)
-
-
-def _record(columns: tuple[int, int, bytes, bytes, bytes]) -> StoredRecord:
-    return _new(StoredRecord, columns + _OF_APPENDING)
+"""The last two fields of a record, which only an append needs."""
