@@ -17,7 +17,7 @@ from snakepit_bridge.errors import BridgeError, InvalidValue, without_frames
 from snakepit_bridge.events.model import Envelope, Moment, Origin, Value, make_value
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.limits import Limits
-from snakepit_bridge.metadata_checks import is_traceparent
+from snakepit_bridge.metadata_checks import is_label
 from snakepit_bridge.type_serialization import accept_any, encode, stored_type
 
 __all__ = [
@@ -52,7 +52,7 @@ PREPARED = 65_536
 def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[str, str]]:
     """Where a change came from, and the metadata that stay with the variable.
 
-    A traceparent that is none is ignored, as W3C says.
+    A trace context that cannot be one is ignored.
 
     :param source: where the metadata do not name one.
     """
@@ -60,7 +60,7 @@ def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[s
     correlation_id = change.pop("correlation_id", "")
     traceparent = change.pop("traceparent", "")
     tracestate = change.pop("tracestate", "")
-    if not is_traceparent(traceparent):
+    if not (is_label(traceparent) and is_label(tracestate)):
         traceparent = tracestate = ""
     source = change.get("source") or source
     return Origin(source, correlation_id, traceparent, tracestate), change
@@ -98,9 +98,7 @@ class WireValue(NamedTuple):
 
 
 class PreparedValue(NamedTuple):
-    """A large value that was read and hashed before it came to the committer, whose thread
-    everybody waits for.
-    """
+    """A large value, read and hashed before it comes to the thread that everybody waits for."""
 
     wire: WireValue
     type: str

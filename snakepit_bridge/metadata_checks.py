@@ -9,7 +9,7 @@ from snakepit_bridge.errors import InvalidRequest, ResourceExhausted, quote
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.projection import VariableState
 
-__all__ = ["check_map", "check_merged", "check_metadata", "is_label", "is_traceparent"]
+__all__ = ["check_map", "check_merged", "check_metadata", "is_label"]
 
 MAX_KEY = 256
 """Bytes; as names."""
@@ -17,20 +17,19 @@ MAX_KEY = 256
 MAX_BYTES = 64 * 1024
 """Keys and values of one map, and of what a variable has gathered: ten pages of text."""
 
-MAX_LABEL = 256
-"""Bytes of a source or a correlation id."""
+MAX_LABEL = 512
+"""Bytes of a source, a correlation id, a traceparent or a tracestate; W3C asks that at least
+512 of the last be passed on."""
 
-_TRACEPARENT = re.compile("[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]{0,200})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def is_traceparent(text: str) -> bool:
-    """Whether it is a W3C trace context; what is none is ignored, as that standard says."""
-    return _TRACEPARENT.fullmatch(text) is not None
-
-
 def is_label(text: str) -> bool:
-    """Whether it can be a source or a correlation id."""
+    """Whether it can be a source, a correlation id, or a trace context.
+
+    A trace context that cannot be one is ignored, as W3C says; so is a correlation id in a
+    header. Tracing is no reason to refuse a write.
+    """
     return len(text.encode()) <= MAX_LABEL and not _CONTROL.search(text)
 
 

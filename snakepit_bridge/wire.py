@@ -30,7 +30,7 @@ from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import PastVersion
 from snakepit_bridge.events.tasks import Outcome
-from snakepit_bridge.metadata_checks import is_label, is_traceparent
+from snakepit_bridge.metadata_checks import is_label
 from snakepit_bridge.wire_bytes import LARGE, cut_out, prefix
 
 __all__ = [
@@ -104,7 +104,7 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
         elif key == _CORRELATION_HEADER:
             correlation_id = str(value)
     origin, change = told_apart(metadata, "elixir") if metadata else (_FROM_ELIXIR, {})
-    if traceparent and is_traceparent(traceparent):
+    if traceparent and is_label(traceparent) and is_label(tracestate):
         origin = origin._replace(traceparent=traceparent, tracestate=tracestate)
     if correlation_id and is_label(correlation_id):
         origin = origin._replace(correlation_id=correlation_id)

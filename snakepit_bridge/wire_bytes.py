@@ -13,6 +13,9 @@ __all__ = ["LARGE", "cut_out", "prefix"]
 LARGE = 65_536
 """Bytes from which this pays."""
 
+MOST_FIELDS = 1_000
+"""Fields that are looked through; a request has a dozen, and one for each key of metadata."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _LONGEST_VARINT = 10
 
@@ -20,8 +23,8 @@ _LONGEST_VARINT = 10
 def cut_out(raw: bytes, number: int) -> tuple[bytes, bytes]:
     """The message without its field ``number``, and the content of that field.
 
-    Of several the last counts. Bytes that are no message are given back as they are, for the
-    parser to refuse.
+    Of several the last counts. Bytes that are no message, or one of very many fields, are
+    given back as they are, for the parser.
     """
     kept: list[memoryview] = []
     content = memoryview(b"")
@@ -29,6 +32,8 @@ def cut_out(raw: bytes, number: int) -> tuple[bytes, bytes]:
     at = 0
     try:
         while at < len(raw):
+            if len(kept) > MOST_FIELDS:
+                return raw, b""
             start = at
             tag, at = _varint(raw, at)
             end = _end(raw, at, tag & 7)

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeVar
 from snakepit_bridge.errors import (
     BridgeError,
     InternalError,
+    OffsetOutOfRange,
     OutcomeUnknown,
     Unavailable,
     without_frames,
@@ -185,7 +186,7 @@ class Committer:
 
     def all_loaded(self) -> Sequence[LoadedLog]:
         """Every log in memory."""
-        return list(self._loaded.values())
+        return list(self._loaded.copy().values())
 
     def close(self) -> None:
         """Commit and answer everything queued, then close the engine. Idempotent."""
@@ -439,7 +440,14 @@ class Committer:
 
     def _remembered(self, command: Command, log: LogId, first_offset: int) -> Outcome:
         """Answer a duplicate as the first time, from the record it became then."""
-        transaction = transaction_at(self.engine, log, first_offset)
+        try:
+            transaction = transaction_at(self.engine, log, first_offset)
+        except OffsetOutOfRange as error:
+            raise OffsetOutOfRange(
+                f"this request was accepted at offset {first_offset} and is not done again; "
+                "its answer is gone with that offset, which retention has cut away: read instead",
+                **error.facts,
+            ) from None
         answer = self._recall(command, transaction)
         id_ = answer.variable_id
         if not (id_ or answer.show_state):
