@@ -93,11 +93,11 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
     packed, large = _pack(values)
     digest = chain(digest, header)
     count = len(events)
-    facts = tuple([(kind := str(e.WhichOneof("kind")), getattr(e, kind)) for e in events])
-    ended = record.time_unix_nanos if facts[-1][0] == "session_ended" else 0
+    facts = [(kind := e.WhichOneof("kind"), getattr(e, kind)) for e in events]
+    ended = record.time_unix_nanos if kind == "session_ended" else 0
     return (
-        StoredRecord(head + 1, count, header, packed, digest, large, ended),
-        Transaction(record, header, facts, values, head + count, digest),
+        _new(StoredRecord, (head + 1, count, header, packed, digest, large, ended)),
+        _new(Transaction, (record, header, facts, values, head + count, digest)),
     )
 
 

@@ -68,6 +68,12 @@ def verify_log(
             if offset >= head.head:
                 break
     except BridgeError as error:
+        now = engine.head(head.log)
+        if now is None:
+            return  # dropped meanwhile
+        if now.base > head.base:
+            yield from verify_log(engine, now, advance)  # cut meanwhile
+            return
         bad = int(error.facts.get("first_bad_offset", offset + 1))
         yield Fault(head.log, bad, error.message)
         return
