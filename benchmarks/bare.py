@@ -1,7 +1,8 @@
 """The ruler: a gRPC server that does nothing, on the same libraries as the bridge.
 
 ``grpc.aio`` on uvloop, one generic handler without (de)serializers, whose coroutine
-returns one constant. Whatever the bridge needs beyond this is the bridge's own work.
+returns one constant, or the request itself. Whatever the bridge needs beyond this is the
+bridge's own work.
 """
 
 from __future__ import annotations
@@ -18,29 +19,37 @@ __all__ = ["OPTIONS"]
 
 # The bridge's own options as far as they touch unary calls.
 OPTIONS = (("grpc.so_reuseport", 0),)
+# And those for large messages: as the bridge does with a message limit of 128 MiB.
+_LARGE = (
+    ("grpc.max_receive_message_length", 256 * 1024 * 1024),
+    ("grpc.max_send_message_length", -1),
+)
 
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
-class _Constant(grpc.GenericRpcHandler):
-    """Answers every unary call of every method with the same bytes."""
+class _Bare(grpc.GenericRpcHandler):
+    """Answers every unary call of every method with the same bytes, or with its request."""
 
-    def __init__(self, reply: bytes) -> None:
+    def __init__(self, reply: bytes, *, echo: bool) -> None:
         async def answer(_request: bytes, _context: object) -> bytes:
             return reply
 
+        async def give_back(request: bytes, _context: object) -> bytes:
+            return request
+
         self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-            answer
+            give_back if echo else answer
         )
 
     def service(self, _details: grpc.HandlerCallDetails) -> _Handler:
         return self._handler
 
 
-async def _serve(reply: bytes) -> None:
-    server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((_Constant(reply),))
+async def _serve(reply: bytes, *, echo: bool) -> None:
+    server = grpc.aio.server(options=OPTIONS + _LARGE if echo else OPTIONS)
+    server.add_generic_rpc_handlers((_Bare(reply, echo=echo),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     stop = asyncio.Event()
@@ -51,11 +60,12 @@ async def _serve(reply: bytes) -> None:
 
 
 def main() -> None:
-    """Serve until SIGTERM; ``--reply`` is the constant, in hexadecimal."""
+    """Serve until SIGTERM; ``--reply`` is the constant, in hexadecimal; ``--echo`` has none."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bare", description=main.__doc__)
     parser.add_argument("--reply", type=bytes.fromhex, default=b"")
+    parser.add_argument("--echo", action="store_true")
     arguments = parser.parse_args()
-    uvloop.run(_serve(arguments.reply))
+    uvloop.run(_serve(arguments.reply, echo=arguments.echo))
 
 
 if __name__ == "__main__":

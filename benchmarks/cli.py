@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,11 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.errors import BenchmarkError, NotMeasured
 from benchmarks.flame import flame
+from benchmarks.long_logs import Shelf
 from benchmarks.proc import filesystem
 from benchmarks.rows import ROWS, Row, Scale, measure
 from benchmarks.table import Finding, as_json, notes, table
 
-_QUICK = Scale(pairs=3, share=0.3)
+_QUICK = Scale(pairs=3, share=0.3, size=0.1)
 _OUT = Path(__file__).resolve().parent / "out"
 # Where a sync costs nothing: "durable" would mean nothing there.
 _VOLATILE = {"tmpfs", "ramfs"}
@@ -41,30 +45,45 @@ def bench(  # noqa: PLR0913, PLR0917 - an option is an argument
     rows: Annotated[
         list[str] | None, typer.Option(help="Only these rows: names, by comma or repeated.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="3 pairs of short runs.")] = False,  # noqa: FBT002
+    quick: Annotated[bool, typer.Option("--quick", help="3 pairs, shorter and smaller.")] = False,  # noqa: FBT002
     file: Annotated[Path | None, typer.Option("--json", help="Write everything here.")] = None,
     directory: Directory = _OUT,
 ) -> None:
     """Measure the bridge against a bare gRPC server, plain SQLite and etcd, in pairs of runs.
+
+    Long sessions are measured against short ones.
 
     Exits with 1 if a row failed: a wrong answer, a process that died, a time limit.
     """
     if context.invoked_subcommand is not None:
         return
     scale = _QUICK if quick else Scale()
-    scale = Scale(pairs or scale.pairs, scale.share)
+    scale = replace(scale, pairs=pairs or scale.pairs)
     chosen = _chosen(rows)
     _real(directory)
     findings = []
+    kept = Path(tempfile.mkdtemp(prefix="logs-", dir=directory))
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     )  # fmt: skip
-    with Progress(*columns, console=_errors, transient=True) as progress:
-        task = progress.add_task("", total=len(chosen) * (2 * scale.pairs + 1))
-        for number, row in enumerate(chosen, 1):
-            progress.update(task, description=row.name)
-            findings.append(_measured(row, scale, directory, lambda: progress.advance(task)))
-            progress.update(task, completed=number * (2 * scale.pairs + 1))
+    try:
+        with Progress(*columns, console=_errors, transient=True) as progress:
+            task = progress.add_task("", total=sum(2 * row.pairs(scale) + 1 for row in chosen))
+            shelf = Shelf(kept, progress)
+            done = 0
+            for row in chosen:
+                progress.update(task, description=row.name)
+                found = _measured(row, scale, directory, shelf, lambda: progress.advance(task))
+                findings.append(found)
+                done += 2 * row.pairs(scale) + 1
+                progress.update(task, completed=done)
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+    if quick:
+        typer.echo(
+            "Quick: fewer pairs, shorter runs, smaller sizes (see the notes below the table).",
+            err=True,
+        )
     _print(findings)
     if file is not None:
         _write(file, json.dumps(as_json(findings, directory), indent=1))
@@ -109,9 +128,11 @@ def _real(directory: Path) -> None:
         _fail(f"{directory} is on {kind}, where nothing is durable: choose a disk with --dir")
 
 
-def _measured(row: Row, scale: Scale, directory: Path, advance: Callable[[], None]) -> Finding:
+def _measured(
+    row: Row, scale: Scale, directory: Path, shelf: Shelf, advance: Callable[[], None]
+) -> Finding:
     try:
-        return Finding(row, measure(row, scale, directory, advance))
+        return Finding(row, measure(row, scale, directory, shelf, advance))
     except NotMeasured as reason:
         return Finding(row, words=str(reason))
     except BenchmarkError as error:

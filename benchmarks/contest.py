@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = ["Contest", "Figure", "Outcome", "Pair", "compete"]
@@ -23,12 +23,14 @@ class Figure:
 class Contest:
     """The two sides of a row, ready to run. The argument numbers the pair, from 1.
 
-    ``syncs``, where there is something to count, makes a short run of its own.
+    ``syncs``, where there is something to count, makes a short run of its own; ``notes``
+    gives lines to be read below the table, when all pairs are done.
     """
 
     ours: Callable[[int], Figure]
     ruler: Callable[[int], Figure]
     syncs: Callable[[], float | str] | None = None
+    notes: Callable[[Outcome], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class Outcome:
 
     pairs: list[Pair]
     syncs: float | str | None = None
+    notes: Sequence[str] = ()
 
     @property
     def ratio(self) -> float:
@@ -84,4 +87,5 @@ def compete(contest: Contest, pairs: int, advance: Callable[[], None]) -> Outcom
         advance()
         done.append(Pair(ours, ruler, ours_first, ours.value / ruler.value))
     syncs = contest.syncs() if contest.syncs else None
-    return Outcome(done, syncs)
+    outcome = Outcome(done, syncs)
+    return replace(outcome, notes=contest.notes(outcome)) if contest.notes else outcome

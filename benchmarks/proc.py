@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["cpu_seconds", "filesystem"]
+__all__ = ["cpu_of_threads", "cpu_seconds", "filesystem", "resident"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -26,6 +26,29 @@ def cpu_seconds(pid: int) -> float:
     # The second field is the command's name, in parentheses, and may hold anything.
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def cpu_of_threads(pid: int) -> float:
+    """Return the CPU time in seconds of the threads that a process has now.
+
+    To the nanosecond, where ``cpu_seconds`` has ticks; threads that have ended are missing.
+
+    :raises BenchmarkError: the process is gone.
+    """
+    try:
+        spent = [
+            int(file.read_text(encoding="ascii").split()[0])
+            for file in Path(f"/proc/{pid}/task").glob("*/schedstat")
+        ]
+    except OSError as error:
+        raise BenchmarkError(f"the server process {pid} is gone") from error
+    return sum(spent) / 1e9
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process has resident."""
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def filesystem(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import IO, Self
 
 from benchmarks.errors import BenchmarkError, NotMeasured
 
-__all__ = ["BRIDGE", "ROOT", "Server", "bare", "bridge", "etcd", "log_file"]
+__all__ = ["BRIDGE", "ROOT", "Server", "bare", "bridge", "echo", "etcd", "log_file"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,6 +90,11 @@ class Server:
         """End the process: SIGTERM, then SIGKILL."""
         _end(self._process)
 
+    def kill(self) -> None:
+        """End the process by SIGKILL: it gets to do nothing more."""
+        self._process.kill()
+        self._process.wait(_STOP_LIMIT)
+
     def line(self, beginning: str) -> tuple[float, str]:
         """Wait for a line of standard output; return when it came and its rest."""
         limit = time.perf_counter() + _READY_LIMIT
@@ -132,6 +137,11 @@ def bare(directory: Path, reply: bytes) -> Server:
     """Return the bare server with its constant."""
     command = (sys.executable, "-m", "benchmarks.bare", "--reply", reply.hex())
     return Server("bare", command, directory)
+
+
+def echo(directory: Path) -> Server:
+    """Return the bare server that gives every request back, of any size."""
+    return Server("echo", (sys.executable, "-m", "benchmarks.bare", "--echo"), directory)
 
 
 def etcd(directory: Path) -> Server:

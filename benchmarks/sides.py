@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ __all__ = [
     "against_bare",
     "against_etcd",
     "against_plain",
+    "figure_of",
     "starting",
 ]
 
@@ -72,13 +73,20 @@ class Shape:
 class Bridge:
     """The bridge under load, with the state that its replies are checked against."""
 
-    def __init__(self, server: servers.Server, shape: Shape) -> None:
-        """Register the variables of a workload with a server that is ready."""
+    def __init__(
+        self, server: servers.Server, shape: Shape, versions: Mapping[str, int] | None = None
+    ) -> None:
+        """Register the variables of a workload with a server that is ready.
+
+        With ``versions`` its log holds them already.
+        """
         self.server = server
-        work = BatchSet if shape.work == "batch" else Set
-        kind = work(**shape.options)
         self._shape = shape
-        self._versions = register(server.port, kind.sessions, kind.names)
+        if versions is None:
+            work = BatchSet if shape.work == "batch" else Set
+            kind = work(**shape.options)
+            versions = register(server.port, kind.sessions, kind.names)
+        self._versions = dict(versions)
 
     def run(self, number: int, shape: Shape | None = None) -> Result:
         """Drive one run and check it: every reply, then the state by reading back."""
@@ -100,7 +108,7 @@ def against_bare(directory: Path, shape: Shape, *, latency: bool = False) -> Ite
     """
 
     def figure(result: Result) -> Figure:
-        return _figure(result, result.median_us if latency else result.rate)
+        return figure_of(result, result.median_us if latency else result.rate)
 
     with servers.bridge(directory) as server:
         ours = Bridge(server, shape)
@@ -150,7 +158,7 @@ def against_etcd(directory: Path, shape: Shape, puts: Shape) -> Iterator[Contest
 
         def ruler(number: int) -> Figure:
             result = drive(puts.spec(etcd, number))
-            return _figure(result, result.rate)
+            return figure_of(result, result.rate)
 
         ruler(0)
         yield Contest(ours=lambda number: _updates(ours.run(number)), ruler=ruler)
@@ -180,7 +188,8 @@ def starting(directory: Path) -> Iterator[Contest]:
     yield Contest(ours=ours, ruler=ruler)
 
 
-def _figure(result: Result, value: float, updates: int = 1) -> Figure:
+def figure_of(result: Result, value: float, updates: int = 1) -> Figure:
+    """Return what is kept of a run; its CPU time is divided by ``updates`` a call."""
     details = asdict(result)
     for long in ("last_reply", "versions", "values"):
         del details[long]
@@ -188,7 +197,7 @@ def _figure(result: Result, value: float, updates: int = 1) -> Figure:
 
 
 def _updates(result: Result) -> Figure:
-    return _figure(result, result.rate * UPDATES, UPDATES)
+    return figure_of(result, result.rate * UPDATES, UPDATES)
 
 
 def _bytes_per_update(directory: Path, shape: Shape) -> int:

@@ -52,7 +52,11 @@ def table(findings: list[Finding]) -> Table:
 
 
 def notes(findings: list[Finding]) -> list[str]:
-    """Return the lines below the table: why rows are empty, and how busy the client was."""
+    """Return the lines below the table.
+
+    They say why rows are empty, what rows have to say beside their figures, and how busy the
+    client was.
+    """
     lines = [
         f"{finding.row.name}: {'failed' if finding.failed else 'not measured'}: {finding.words}"
         for finding in findings
@@ -62,6 +66,12 @@ def notes(findings: list[Finding]) -> list[str]:
         f"{finding.row.name}: syncs not measured: {finding.outcome.syncs}"
         for finding in findings
         if finding.outcome is not None and isinstance(finding.outcome.syncs, str)
+    ]
+    lines += [
+        f"{finding.row.name}: {line}"
+        for finding in findings
+        if finding.outcome is not None
+        for line in finding.outcome.notes
     ]
     shares = [
         (figure.details["client_share"], finding.row.name)
@@ -161,5 +171,6 @@ def _row(finding: Finding) -> dict[str, Any]:
         "ratio": outcome.ratio,
         "range": outcome.span,
         "syncs_per_set": outcome.syncs,
+        "notes": list(outcome.notes),
         "pairs": [asdict(pair) for pair in outcome.pairs],
     }

@@ -15,7 +15,16 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.etcd_api import Put
 from snakepit_bridge import bridge_service_pb2 as pb
 
-__all__ = ["INITIAL", "TYPE_URL", "BatchSet", "Get", "Set", "Workload", "workload"]
+__all__ = [
+    "INITIAL",
+    "TYPE_URL",
+    "BatchSet",
+    "Get",
+    "Set",
+    "Workload",
+    "number_as_json",
+    "workload",
+]
 
 # The value that every variable is registered with.
 INITIAL = 0.5
@@ -45,10 +54,16 @@ class Workload(Protocol):
 
 
 class _Variables:
-    """The variables of a workload: ``variables`` in each of ``sessions``."""
+    """The variables of a workload: ``variables`` in each of ``sessions``.
 
-    def __init__(self, *, sessions: int, variables: int) -> None:
-        self.sessions = [f"bench-{number}" for number in range(sessions)]
+    ``first_session`` numbers the first session. ``ids`` says whether requests carry ids.
+    """
+
+    def __init__(
+        self, *, sessions: int, variables: int, first_session: int = 0, ids: int = 0
+    ) -> None:
+        self.sessions = [f"bench-{first_session + number}" for number in range(sessions)]
+        self.ids = bool(ids)
         self.names = [f"learning_rate_{number:03}" for number in range(variables)]
         self._pairs = [(session, name) for name in self.names for session in self.sessions]
 
@@ -69,7 +84,9 @@ class Set(_Variables):
             session, name = self.pair(call)
             request = pb.SetVariableRequest(session_id=session, variable_identifier=name)
             request.value.type_url = TYPE_URL
-            request.value.value = _json(call)
+            request.value.value = number_as_json(call)
+            if self.ids:
+                request.request_id = f"{session}-set-{call}"
             made.append(request.SerializeToString())
         return made
 
@@ -132,7 +149,7 @@ class BatchSet(_Variables):
             for number, name in enumerate(self.names, call * len(self.names)):
                 update = request.updates[name]
                 update.type_url = TYPE_URL
-                update.value = _json(number)
+                update.value = number_as_json(number)
             made.append(request.SerializeToString())
         return made
 
@@ -157,13 +174,13 @@ class BatchSet(_Variables):
         return _risen(made, versions)
 
 
-def _json(number: int) -> bytes:
+def number_as_json(number: int) -> bytes:
     """Return a JSON number in [0, 1) that is different for each ``number``, in 11 bytes."""
     return b"0.%09d" % number
 
 
 def _value(number: int) -> float:
-    return float(_json(number))
+    return float(number_as_json(number))
 
 
 def _risen(

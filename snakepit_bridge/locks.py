@@ -62,7 +62,7 @@ def check_lock(setting: Setting, variable: VariableState, envelope: Envelope) ->
     if variable.lock is not None:
         if variable.lock.optimization_id != given:
             raise locked(variable)
-    elif given.startswith(f"{variable.definition.id}:"):
+    elif given.rsplit(":", 2)[0] == variable.definition.id:
         raise FailedPrecondition(
             f"the optimization {quote(given)} no longer holds variable "
             f"{quote(variable.definition.name)}: start another one",

@@ -27,11 +27,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from snakepit_bridge.commands import CleanupSession
-from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable
+from snakepit_bridge.errors import BridgeError, DataLoss, ResourceExhausted, Unavailable
 from snakepit_bridge.events.codec import OWN_SOURCE
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
-from snakepit_bridge.events.model import Envelope, LogId, Origin
+from snakepit_bridge.events.model import Envelope, LogHead, LogId, Origin
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.events.snapshot import seal_snapshot
 from snakepit_bridge.events.tasks import Outcome
@@ -81,12 +81,15 @@ class Upkeep:
         self._monotonic = monotonic
         self._clock = SteadyClock(monotonic, wall)
         self._inbox: queue.SimpleQueue[tuple[LoadedLog, SessionState] | None] = queue.SimpleQueue()
-        self._used: dict[LogId, float] = {}
-        """When a live log was last used, on the monotonic clock."""
-        self._stored_use: dict[LogId, float] = {}
-        """The same as the engine was told."""
-        self._sealed: dict[LogId, float] = {}
-        """When a loaded log last got a snapshot from here."""
+        self._used: dict[str, tuple[LogId, float]] = {}
+        """Of each session, its newest log and when it was last used, on the monotonic clock."""
+        self._stored_use: dict[str, float] = {}
+        """The same as the engine was told, of loaded sessions."""
+        self._sealed: dict[str, float] = {}
+        """When a loaded session last got a snapshot from here."""
+        self._uncuttable: set[LogHead] = set()
+        """Snapshots that cannot be read; told once."""
+        self._stopping = False
         self._begun = monotonic()
         self._known_all = False
         """Whether every live log of the engine is among the used."""
@@ -101,6 +104,7 @@ class Upkeep:
 
     def stop(self) -> None:
         """Leave off at once; what is half done is done by the next start."""
+        self._stopping = True
         self._inbox.put(None)
         if self._thread.ident is not None:
             self._thread.join()
@@ -145,7 +149,7 @@ class Upkeep:
         now = self._monotonic()
         logs = self._committer.all_loaded()
         self._note_use(logs, now)
-        self._evict([log for log in logs if now - self._used[log.id] > self._idle])
+        self._evict([log for log in logs if now - self._used[_session(log)][1] > self._idle])
         self._expire(now)
         self._keep_cuttable(logs, now)
         self._clock.tick()
@@ -153,35 +157,42 @@ class Upkeep:
         self._sweep()
 
     def _seal(self, log: LoadedLog, state: SessionState) -> None:
-        snapshot = seal_snapshot(state)
-        self._committer.perform(partial(self._committer.keep_snapshot, log, snapshot)).result()
-        self._sealed[log.id] = self._monotonic()
+        try:
+            snapshot = seal_snapshot(state)
+            self._committer.perform(partial(self._committer.keep_snapshot, log, snapshot)).result()
+        finally:
+            log.snapshot_asked = False  # if it failed it is asked for again
+        self._sealed[_session(log)] = self._monotonic()
 
     def _note_use(self, logs: Sequence[LoadedLog], now: float) -> None:
         stale = self._limits.session_ttl / 10
         moved = {}
         for log in logs:
-            if log.touched or log.id not in self._used:
-                log.touched = False
-                self._used[log.id] = now
-                if now - self._stored_use.get(log.id, -stale) >= stale:
-                    self._stored_use[log.id] = now
-                    moved[log.id] = self._clock.wall()
+            session_id = _session(log)
+            if not log.touched and session_id in self._used:
+                continue
+            log.touched = False
+            self._used[session_id] = (log.id, now)
+            if now - self._stored_use.get(session_id, -stale) >= stale:
+                self._stored_use[session_id] = now
+                moved[log.id] = self._clock.wall()
         if moved:
             self._committer.perform(partial(self._engine.touch, moved)).result()
 
     def _evict(self, logs: Sequence[LoadedLog]) -> None:
-        if not logs:
-            return
         for log in logs:
+            if self._stopping:
+                return
             if log.tail >= (1 if self._limits.retention_age else LONG_TAIL):
                 self._copy_and_seal(log)
-        self._committer.perform(partial(self._committer.evict, logs)).result()
+        if logs:
+            self._committer.perform(partial(self._committer.evict, logs)).result()
         for log in logs:
-            self._stored_use.pop(log.id, None)
-            self._sealed.pop(log.id, None)
+            session_id = _session(log)
+            self._stored_use.pop(session_id, None)
+            self._sealed.pop(session_id, None)
             if log.committed.ended:
-                self._used.pop(log.id, None)
+                self._used.pop(session_id, None)
 
     def _keep_cuttable(self, logs: Sequence[LoadedLog], now: float) -> None:
         """Where logs are cut by age, see that each has snapshots to be cut at."""
@@ -189,11 +200,16 @@ class Upkeep:
         if not age:
             return
         for log in logs:
-            if log.tail and now - self._sealed.setdefault(log.id, now) >= age / 4:
+            if log.tail and now - self._sealed.setdefault(_session(log), now) >= age / 4:
                 self._copy_and_seal(log)
 
     def _copy_and_seal(self, log: LoadedLog) -> None:
-        self._seal(log, self._committer.perform(partial(self._committer.copy_of, log)).result())
+        try:
+            state = self._committer.perform(partial(self._committer.copy_of, log)).result()
+        except Unavailable as error:
+            logger.info("no snapshot of session %r now: %s", _session(log), error.message)
+            return
+        self._seal(log, state)
 
     def _expire(self, now: float) -> None:
         ttl = self._limits.session_ttl
@@ -201,16 +217,27 @@ class Upkeep:
             return
         if not self._known_all:
             self._learn_all()
-        old = [log for log, used in self._used.items() if now - used > ttl and self._may_live(log)]
+        old = [log for log, used in self._used.values() if now - used > ttl and self._may_live(log)]
         for start in range(0, len(old), ENDED_AT_ONCE):
-            some = old[start : start + ENDED_AT_ONCE]
-            ended: Future[Sequence[Any]] = Future()
-            tasks = [_Expiry(self._committer, log) for log in some]
-            self._committer.submit(tasks, ended.set_result)
-            for log, result in zip(some, ended.result(), strict=True):
-                # Where the log could not be written the next tick tries again.
-                if not isinstance(result, Unavailable | ResourceExhausted):
-                    self._used.pop(log, None)
+            if self._stopping:
+                return
+            self._end(old[start : start + ENDED_AT_ONCE])
+
+    def _end(self, logs: Sequence[LogId]) -> None:
+        ended: Future[Sequence[Any]] = Future()
+        tasks = [_Expiry(self._committer, log) for log in logs]
+        self._committer.submit(tasks, ended.set_result)
+        gone = []
+        for log, result in zip(logs, ended.result(), strict=True):
+            loaded = self._committer.peek(log.session_id)
+            if loaded is not None and loaded.id == log:
+                loaded.touched = False  # to end it was no use of it
+                if loaded.committed.ended:
+                    gone.append(loaded)
+            # Where the log could not be written the next tick tries again.
+            if not isinstance(result, Unavailable | ResourceExhausted):
+                self._used.pop(log.session_id, None)
+        self._committer.perform(partial(self._committer.evict, gone)).result()
 
     def _may_live(self, log: LogId) -> bool:
         loaded = self._committer.peek(log.session_id)
@@ -222,7 +249,7 @@ class Upkeep:
         while entries := self._engine.logs(after):
             for entry in entries:
                 if not entry.ended_unix_nanos:
-                    self._used.setdefault(entry.log, self._begun)
+                    self._used.setdefault(entry.log.session_id, (entry.log, self._begun))
             after = entries[-1].log
         self._known_all = True
 
@@ -230,19 +257,37 @@ class Upkeep:
         age = self._limits.retention_age
         ended_age = ENDED_AGE if age is None else age
         if ended_age:
-            before = max(0, self._clock.steady() - int(ended_age * 1e9))
-            for log in self._engine.ended_before(before):
+            for log in self._engine.ended_before(self._before(ended_age)):
+                if self._stopping:
+                    return
                 self._committer.perform(partial(self._committer.drop, log)).result()
         if age:
-            before = max(0, self._clock.steady() - int(age * 1e9))
-            for at in self._engine.to_cut(before):
-                self._committer.perform(partial(self._committer.cut, at)).result()
+            for at in self._engine.to_cut(self._before(age)):
+                if self._stopping:
+                    return
+                self._cut(at)
+
+    def _before(self, age: float) -> int:
+        return max(0, self._clock.steady() - int(age * 1e9))
+
+    def _cut(self, at: LogHead) -> None:
+        if at in self._uncuttable:
+            return
+        try:
+            self._committer.perform(partial(self._committer.cut, at)).result()
+        except DataLoss as error:
+            self._uncuttable.add(at)
+            logger.error("session %r is not cut: %s", at.log.session_id, error.message)  # noqa: TRY400 - no defect
 
     def _sweep(self) -> None:
         more = True
-        while more and self._inbox.empty():
+        while more and self._inbox.empty() and not self._stopping:
             now = self._clock.steady()
             more = self._committer.perform(partial(self._engine.sweep, now)).result()
+
+
+def _session(log: LoadedLog) -> str:
+    return log.id.session_id
 
 
 class SteadyClock:
@@ -259,7 +304,8 @@ class SteadyClock:
         """Look at both clocks."""
         now = self._monotonic()
         self._offsets.append((now, self.wall() - int(now * 1e9)))
-        while now - self._offsets[0][0] > SETTLING:
+        # One look from before that time stays: it is how the clock stood when it began.
+        while len(self._offsets) > 1 and now - self._offsets[1][0] > SETTLING:
             self._offsets.popleft()
 
     def steady(self) -> int:

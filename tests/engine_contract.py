@@ -334,17 +334,17 @@ class EngineContract:
         engine = reopen()
 
         def to_cut(time: int) -> list[tuple[LogId, int, bytes]]:
-            return sorted(tuple(head)[:3] for head in engine.to_cut(time))
+            return sorted(head[:3] for head in engine.to_cut(time))
 
         assert to_cut(NOW) == []
-        assert to_cut(NOW + 1) == [tuple(at(3, other))[:3]]
-        assert to_cut(NOW + 4) == sorted([tuple(at(3, other))[:3], tuple(at(2))[:3]])
-        assert to_cut(NOW + 99) == sorted([tuple(at(3, other))[:3], tuple(at(6))[:3]])
+        assert to_cut(NOW + 1) == [at(3, other)[:3]]
+        assert to_cut(NOW + 4) == sorted([at(3, other)[:3], at(2)[:3]])
+        assert to_cut(NOW + 99) == sorted([at(3, other)[:3], at(6)[:3]])
         assert len(engine.to_cut(NOW + 99, limit=1)) == 1
         engine.cut(at(4))
         engine.drop(other)
         assert to_cut(NOW + 6) == []  # not again where it is cut, nor before
-        assert to_cut(NOW + 7) == [tuple(at(6))[:3]]
+        assert to_cut(NOW + 7) == [at(6)[:3]]
 
     def test_what_was_cut_is_read_never_again(self, engine: EventLog, reopen: Reopen) -> None:
         firsts = ((1, 3), (4, 1), (5, 4), (9, 1), (10, 2))

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -201,6 +202,36 @@ def test_sweeping_frees_the_room_piece_by_piece(tmp_path: Path) -> None:
     (fault,) = engine._writer.execute("PRAGMA integrity_check").fetchone()
     assert fault == "ok"
     engine.close()
+
+
+def test_a_head_never_falls_while_its_log_is_cut(tmp_path: Path) -> None:
+    engine = SqliteLog(tmp_path / "bridge.db")
+    engine.append([(LOG, record(1))])
+    done = threading.Event()
+    fallen: list[tuple[int, int]] = []
+
+    def look() -> None:
+        last = 0
+        while not done.is_set():
+            now = newest(engine, LOG.session_id).head
+            if now < last:
+                fallen.append((last, now))
+            last = max(last, now)
+
+    readers = [threading.Thread(target=look) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for offset in range(2, 400):
+        engine.append([(LOG, record(offset))])
+        if offset % 3 == 0:
+            engine.save_snapshot(LOG, snapshot(offset))
+            engine.cut(at(offset))
+            swept(engine)
+    done.set()
+    for reader in readers:
+        reader.join()
+    engine.close()
+    assert fallen == []
 
 
 # What a clean stop leaves.

@@ -8,7 +8,7 @@ remembered" here: the number is read when it is needed.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -278,13 +278,12 @@ def test_every_changed_byte_is_found(bit: int) -> None:
             RequestTable(bytes(damaged))
 
 
-@pytest.mark.xfail(strict=True, reason="no digest covers the count, by which entries are forgotten")
-@pytest.mark.parametrize("place", range(8))
-def test_a_changed_count_is_found(place: int) -> None:
-    damaged = bytearray(encoded_table())
-    damaged[place] ^= 0x40
-    with pytest.raises(DataLoss):
-        RequestTable(bytes(damaged))
+def test_a_changed_count_is_found() -> None:
+    for place in range(8):
+        damaged = bytearray(encoded_table())
+        damaged[place] ^= 0x40
+        with pytest.raises(DataLoss):
+            RequestTable(bytes(damaged))
 
 
 def test_a_table_that_was_cut_short_or_grew_is_found() -> None:
@@ -313,7 +312,7 @@ def test_all_that_are_remembered_and_no_more(record_property: Any) -> None:  # n
         record_property(what, took[what])
         return result
 
-    timed("note all", lambda: [table.note(each) for each in headers])
+    timed("note all", lambda: deque(map(table.note, headers), maxlen=0))
     timed("first look", lambda: table.find("nobody"))
     twin = timed("copy", table.copy)
     encoded = timed("encode", twin.encode)

@@ -112,15 +112,15 @@ def serve(
         ),
     ] = DEFAULTS.message_size,
     max_value_size: Annotated[
-        int,
+        int | None,
         _limit(
             "MAX_VALUE_SIZE",
             "Largest value of a variable.",
             parser=size,
             metavar="SIZE",
-            default="96MiB",
+            default="3/4 of a message",
         ),
-    ] = DEFAULTS.value_size,
+    ] = None,
     max_sessions: Annotated[
         int, _limit("MAX_SESSIONS", "Live sessions at a time.", min=1)
     ] = DEFAULTS.sessions,
@@ -177,7 +177,7 @@ def serve(
     )
     limits = Limits(
         max_message_size,
-        max_value_size,
+        max_message_size * 3 // 4 if max_value_size is None else max_value_size,
         max_sessions,
         max_variables,
         retention_age,

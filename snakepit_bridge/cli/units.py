@@ -17,6 +17,8 @@ def size(text: str | int) -> int:
     match = re.fullmatch(r"(\d{1,15})\s*([kmg]?)(?:i?b)?", str(text).strip().lower())
     if match is None:
         raise typer.BadParameter(f"{text!r} is no size: write bytes, or for example 64MiB, 1GiB")
+    if not int(match[1]):
+        raise typer.BadParameter(f"{text!r} would allow nothing")
     return int(match[1]) * _SIZES[match[2]]
 
 

@@ -52,7 +52,7 @@ from snakepit_bridge.events.model import (
     Transaction,
 )
 from snakepit_bridge.events.projection import SessionState, apply
-from snakepit_bridge.events.reading import load, state_after, transaction_at
+from snakepit_bridge.events.reading import check_cut, load, state_after, transaction_at
 from snakepit_bridge.events.snapshot import copied, seal_snapshot
 from snakepit_bridge.events.tasks import Command, Outcome, Task
 
@@ -258,6 +258,8 @@ class Committer:
 
     def _fail(self, error: AppendError) -> None:
         self._broken, self._settled = error, False
+        for log in self._loaded.values():
+            log.snapshot_asked = False  # what was asked for may never be kept
 
     def _commit(self, groups: Sequence[tuple[Sequence[Task], Deliver]]) -> None:
         tasks = groups[0][0] if len(groups) == 1 else [t for group, _ in groups for t in group]
@@ -515,7 +517,10 @@ class Committer:
             self._recover()
 
     def copy_of(self, log: LoadedLog) -> SessionState:
-        """A copy of the state to make a snapshot of; a chore for ``perform``."""
+        """A copy of the state to make a snapshot of, or ``Unavailable``; a chore for ``perform``."""
+        session_id = log.id.session_id
+        if (self._working.get(session_id) or self._load(session_id)) is not log:
+            raise Unavailable("the session is no longer the one in memory")
         return copied(log.working)
 
     def keep_snapshot(self, log: LoadedLog, snapshot: StoredSnapshot) -> None:
@@ -523,7 +528,8 @@ class Committer:
         log.snapshot_asked = False
         self.engine.save_snapshot(log.id, snapshot)
         log.snapshot_offset = max(log.snapshot_offset, snapshot.offset)
-        log.working.requests.adopt(snapshot.requests)
+        if self._working.get(log.id.session_id) is log:
+            log.working.requests.adopt(snapshot.requests)
 
     def evict(self, logs: Iterable[LoadedLog]) -> None:
         """Take logs out of memory that are not in use; a chore for ``perform``."""
@@ -534,7 +540,8 @@ class Committer:
                 self._loaded.pop(session_id, None)
 
     def cut(self, at: LogHead) -> None:
-        """Forget a log up to and including an offset; a chore for ``perform``."""
+        """Forget a log up to a snapshot, or ``DataLoss`` if it cannot be read; a chore."""
+        check_cut(self.engine, at)
         self.engine.cut(at)
         log = self._loaded.get(at.log.session_id)
         if log is not None and log.id == at.log:
@@ -553,7 +560,7 @@ class Committer:
         if self._broken is not None:
             return
         end = time.monotonic() + LONGEST_LEAVE
-        logs = [log for log in self._loaded.values() if log.tail >= LONG_TAIL]
+        logs = [log for log in self._working.values() if log.tail >= LONG_TAIL]
         for log in sorted(logs, key=lambda log: -log.tail):
             if time.monotonic() > end:
                 return

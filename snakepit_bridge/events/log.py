@@ -137,7 +137,7 @@ class EventLog(ABC):
 
         It is durable no later than the next append; losing it costs time, nothing else.
 
-        :raises BridgeError: it was not saved, which changes nothing.
+        :raises AppendError: it was not saved; ``settle`` before anything else is appended.
         """
 
     @abstractmethod

@@ -34,6 +34,7 @@ from snakepit_bridge.events.snapshot import open_snapshot
 
 __all__ = [
     "PastVersion",
+    "check_cut",
     "check_mark",
     "complete",
     "cut_away",
@@ -71,6 +72,9 @@ def fold(
         transaction = unseal(stored, digest, large)
         yield transaction
         after, digest = transaction.last_offset, stored.digest
+    head = engine.head(log)
+    if head is not None and head.base > after:
+        raise cut_away(head, after + 1)
 
 
 def replay(engine: EventLog, log: LogId, state: SessionState, until: int | None = None) -> None:
@@ -172,9 +176,25 @@ def _snapshot_before(engine: EventLog, log: LogId, offset: int) -> SessionState:
             logger.warning("session %r: %s", log.session_id, error.message)
             before = stored.offset - 1
     head = engine.head(log)
-    if head is not None and head.base:
+    if head is None or not head.base:
+        return SessionState()
+    if offset < head.base:
         raise cut_away(head, offset)
-    return SessionState()
+    return _beginning(head)
+
+
+def check_cut(engine: EventLog, at: LogHead) -> None:
+    """Make sure that a log can be read from a snapshot, before what precedes it is forgotten.
+
+    :raises DataLoss: it cannot.
+    """
+    stored = engine.snapshot(at.log, at.head)
+    head = engine.head(at.log)
+    if stored is None or head is None or stored.offset != at.head:
+        raise DataLoss(f"the snapshot at offset {at.head} is gone", first_bad_offset=at.head)
+    state = open_snapshot(stored)
+    _check_place(engine, head, state)
+    complete(state, engine.large_values)
 
 
 def _beginning(head: LogHead) -> SessionState:

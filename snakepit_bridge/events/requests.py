@@ -64,8 +64,10 @@ _ROW = np.dtype(
 )
 
 
-_HEAD = struct.Struct("<Q32s")
-"""How many were ever remembered and SHA-256 of the rows, before the rows."""
+_HEAD = struct.Struct("<32sQ")
+"""SHA-256 of what follows, and how many were ever remembered; then the rows."""
+
+_CHECK = 32
 
 _NO_ROWS = np.empty(0, _ROW)
 
@@ -101,8 +103,8 @@ class RequestTable:
             rows = memoryview(encoded)[_HEAD.size :]
             if len(encoded) < _HEAD.size or len(rows) % _ROW.itemsize:
                 raise DataLoss(f"{len(encoded)} bytes are no table of requests")
-            self.count, check = _HEAD.unpack_from(encoded)
-            if sha256(rows).digest() != check:
+            check, self.count = _HEAD.unpack_from(encoded)
+            if sha256(memoryview(encoded)[_CHECK:]).digest() != check:
                 raise DataLoss("the table of requests is damaged: its bytes have changed")
             self._rows = np.frombuffer(rows, _ROW)
         self._keys: memoryview | None = None
@@ -203,8 +205,8 @@ class RequestTable:
         kept = self._rows[self._rows["order"].astype(np.int64) >= oldest]
         rows = np.concatenate([kept, fresh])
         order = np.argsort(rows["key"], kind="stable")
-        content = rows[order].tobytes()
-        return _HEAD.pack(self.count, sha256(content).digest()) + content
+        content = self.count.to_bytes(8, "little") + rows[order].tobytes()
+        return sha256(content).digest() + content
 
     def adopt(self, encoded: bytes) -> None:
         """Take what an earlier copy encoded, and keep apart only what came since."""

@@ -139,9 +139,9 @@ class SqliteReading(EventLog):
             row = reader.execute(query, arguments).fetchone()
             if row is None:
                 return None
-            id_, epoch, base, base_digest, mark, mark_digest = row
-            end = reader.execute(sql.SELECT_END, (id_,)).fetchone()
-            offset, digest = end if end and end[0] > base else (base, base_digest)
+            epoch, base, base_digest, mark, mark_digest, offset, digest = row
+            if offset is None or offset <= base:
+                offset, digest = base, base_digest
             return LogHead(
                 LogId(session_id, epoch),
                 offset,

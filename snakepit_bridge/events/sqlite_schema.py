@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from google.protobuf.message import DecodeError
+
 from snakepit_bridge.event_log_pb2 import Record
 from snakepit_bridge.events.codec import DIGEST_FIELDS
 
@@ -118,7 +120,10 @@ def _look_into_records(connection: sqlite3.Connection) -> None:
     )
     kept = {row[0] for row in connection.execute("SELECT digest FROM large_values")}
     for log, first_offset, header in rows:
-        record = Record.FromString(header)
+        try:
+            record = Record.FromString(header)
+        except DecodeError:
+            continue  # damaged: whoever reads this log is told
         for event in record.events:
             kind = str(event.WhichOneof("kind"))
             if kind == "session_ended":
@@ -143,7 +148,12 @@ INSERT_LARGE = "INSERT OR IGNORE INTO large_values VALUES (?, ?, ?)"
 INSERT_USE = "INSERT OR IGNORE INTO large_uses VALUES (?, ?, ?, ?)"
 UPDATE_ENDED = "UPDATE logs SET ended = ? WHERE id = ?"
 
-_HEAD_COLUMNS = "id, epoch, base, base_digest, mark, mark_digest"
+# In one statement, so that all of it is of one moment.
+_HEAD_COLUMNS = """
+epoch, base, base_digest, mark, mark_digest,
+(SELECT first_offset + events - 1 FROM records WHERE log = id ORDER BY first_offset DESC LIMIT 1),
+(SELECT digest FROM records WHERE log = id ORDER BY first_offset DESC LIMIT 1)
+"""
 SELECT_LATEST = (
     f"SELECT {_HEAD_COLUMNS} FROM logs"  # noqa: S608 - a constant
     " WHERE session_id = ? AND dropped = 0 ORDER BY id DESC LIMIT 1"
@@ -190,7 +200,9 @@ SELECT "offset" FROM snapshots WHERE log = ? AND "offset" >= ? ORDER BY "offset"
 CUT = """
 UPDATE logs SET base = ?, base_digest = ? WHERE session_id = ? AND epoch = ? AND base < ?
 """
-DROP = "UPDATE logs SET dropped = 1 WHERE session_id = ? AND epoch = ?"
+DROP = """
+UPDATE logs SET dropped = 1, epoch = epoch || ' dropped ' || id WHERE session_id = ? AND epoch = ?
+"""
 MARK = """
 UPDATE logs SET (mark, mark_digest) = (
   SELECT first_offset + events - 1, digest FROM records WHERE log = logs.id
