@@ -55,12 +55,12 @@ from snakepit_bridge.commands import (
     WireValue,
 )
 from snakepit_bridge.errors import BridgeError, OutcomeUnknown, ResourceExhausted, Unavailable
-from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.events.log import EventLog, LogUnusable
 from snakepit_bridge.events.model import Envelope, LogId, Transaction, Value
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.tasks import Outcome
 from tests.direct import Direct, Result, json_of, wire_value
 from tests.disk import Disk, DiskLog, Operation
 

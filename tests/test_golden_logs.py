@@ -78,10 +78,7 @@ def test_every_kind_of_event_that_is_written_is_in_it(
 ) -> None:
     engine, logs = stored
     kinds = {
-        kind
-        for log in logs
-        for transaction in fold(engine, log)
-        for kind, _ in transaction.facts
+        kind for log in logs for transaction in fold(engine, log) for kind, _ in transaction.facts
     }
     assert kinds == set(_CHANGES)
     assert kinds <= {field.name for field in Event.DESCRIPTOR.fields}

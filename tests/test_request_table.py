@@ -26,7 +26,7 @@ FEW = 7
 """As many are remembered in most of these tests."""
 
 HEAD = 40
-"""Bytes before the rows of an encoded table: the count, and the digest of the rows."""
+"""Bytes before the rows of an encoded table: the digest of all that follows, and the count."""
 
 
 @pytest.fixture(autouse=True)
@@ -337,3 +337,28 @@ def test_all_that_are_remembered_and_no_more(record_property: Any) -> None:  # n
         assert each.find("request 1001") is None
         assert each.find("request 1002") is not None
         assert each.find("one more") is not None
+
+
+def test_a_table_that_is_read_later_loses_nothing() -> None:
+    table = RequestTable()
+    for offset in range(1, 4):
+        table.note(header(f"id {offset}", offset))
+    encoded = table.encode()
+    read: list[int] = []
+
+    def fetch() -> bytes:
+        read.append(1)
+        return encoded
+
+    later = RequestTable(fetch=fetch)
+    later.note(header("id 4", 4))
+    assert read == []
+    older, newer = later.copy(), later.copy()
+    newer.note(header("id 5", 5))
+    later.note(header("id 5", 5))
+    later.adopt(newer.encode())
+    later.adopt(older.encode())  # comes late, and says less
+    later.note(header("id 6", 6))
+    for each in (later, RequestTable(later.copy().encode())):
+        found = [each.find(f"id {offset}") for offset in range(1, 7)]
+        assert [known.first_offset if known else 0 for known in found] == [1, 2, 3, 4, 5, 6]

@@ -549,7 +549,7 @@ async def small() -> AsyncIterator[Callable[..., Awaitable[bytes]]]:
     """Call a bridge without a transport, whose answers may have no more than 5,000 bytes."""
     committer = Committer(MemoryLog(), decider(), recall)
     committer.start()
-    gate = Gate(committer, asyncio.get_running_loop(), 1 << 20)
+    gate = Gate(committer, asyncio.get_running_loop(), 1 << 30)
     servicer = BridgeServicer(committer, gate, max_message_bytes=5_000)
 
     async def call(method: str, **fields: Any) -> bytes:  # noqa: ANN401

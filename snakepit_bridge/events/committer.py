@@ -26,10 +26,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from snakepit_bridge.errors import (
     BridgeError,
+    DataLoss,
     InternalError,
     OffsetOutOfRange,
     OutcomeUnknown,
@@ -54,7 +55,7 @@ from snakepit_bridge.events.model import (
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import check_cut, load, state_after, transaction_at
 from snakepit_bridge.events.snapshot import copied, seal_snapshot
-from snakepit_bridge.events.tasks import Command, Outcome, Task
+from snakepit_bridge.events.tasks import Batch, Chore, Command, Duplicate, Outcome, Task
 
 __all__ = [
     "Committer",
@@ -79,21 +80,6 @@ Deliver = Callable[[Sequence[Any]], None]
 """Takes one result a task, in order; a ``BridgeError`` is a refusal."""
 
 
-class _Duplicate(NamedTuple):
-    """A command that was accepted before; its answer waits to be read from the log."""
-
-    command: Command
-    log: LogId
-    first_offset: int
-
-
-class _Chore(NamedTuple):
-    """Work for this thread that is no command; see ``Committer.perform``."""
-
-    work: Callable[[], Any]
-    future: Future[Any]
-
-
 class Committer:
     """Owns the engine's writing side and the states of the loaded sessions."""
 
@@ -115,7 +101,7 @@ class Committer:
         self._epochs = epochs
         self._snapshot_every = 0
         self._snapshot_due: SnapshotDue | None = None
-        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | _Chore | None]
+        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | Chore | None]
         self._inbox = queue.SimpleQueue()
         self._working: dict[str, LoadedLog] = {}
         """Newest log of each loaded session; the committer thread's own view."""
@@ -129,6 +115,8 @@ class Committer:
         """Whether it is known what the failed append stored."""
         self._in_doubt: set[str] = set()
         """Sessions of which it is not."""
+        self._suspect: set[str] = set()
+        """Sessions whose newest snapshot turned out to be damaged in part."""
         self._closing = False
         self._door = threading.Lock()
         """Held to queue and to close, so that nothing is queued behind the end."""
@@ -162,7 +150,7 @@ class Committer:
         with self._door:
             if self._closing:
                 raise Unavailable("the bridge is shutting down")
-            self._inbox.put(_Chore(work, future))
+            self._inbox.put(Chore(work, future))
         return future
 
     def loaded(self, session_id: str) -> LoadedLog | None:
@@ -205,12 +193,12 @@ class Committer:
         while open_:
             item = inbox.get()
             groups: list[tuple[Sequence[Task], Deliver]] = []
-            chores: list[_Chore] = []
+            chores: list[Chore] = []
             with contextlib.suppress(queue.Empty):
                 while True:
                     if item is None:
                         open_ = False
-                    elif isinstance(item, _Chore):
+                    elif isinstance(item, Chore):
                         chores.append(item)
                     else:
                         groups.append(item)
@@ -234,7 +222,7 @@ class Committer:
                 # What is left undone shows in the next append, if it matters.
                 logger.exception("the engine could not be tidied")
 
-    def _do(self, chore: _Chore) -> None:
+    def _do(self, chore: Chore) -> None:
         work, future = chore
         try:
             if self._broken is not None:
@@ -287,8 +275,10 @@ class Committer:
                 self._recover()
             except AppendError as error:
                 return [self._while_broken(task, error.answer) for task in tasks]
+        for session_id in self._suspect:
+            self._working.pop(session_id, None)
         stamp = (self._clock(), self.instance)
-        batch = _Batch(Moment(stamp[0], self._live))
+        batch = Batch(Moment(stamp[0], self._live))
         results: list[Any] = []
         for task in tasks:
             try:
@@ -324,7 +314,7 @@ class Committer:
             command = task.command()
             if command.envelope.session_id in self._in_doubt:
                 return refusal
-            batch = _Batch(Moment(self._clock(), self._live))
+            batch = Batch(Moment(self._clock(), self._live))
             log, decision = self._decision(command, batch.moment)
             if decision.drafts:
                 return refusal
@@ -339,16 +329,31 @@ class Committer:
         if log is None:
             return None, self._decide(_NO_STATE, "", command, moment)
         log.touched = True
+        if command.envelope.request_id:
+            self._fetch_requests(log)
         return log, self._decide(log.working, log.id.epoch, command, moment)
+
+    def _fetch_requests(self, log: LoadedLog) -> None:
+        """See that a decision need read nothing to know a request.
+
+        :raises Unavailable: the snapshot's table is damaged; the next batch does without it.
+        """
+        try:
+            log.working.requests.fetch()
+        except DataLoss as error:
+            session_id = log.id.session_id
+            logger.warning("session %r: %s", session_id, error.message)
+            self._suspect.add(session_id)
+            raise Unavailable("the session is read anew: retry") from error
 
     def _accept(
         self,
         command: Command,
         decision: Decision,
         log: LoadedLog | None,
-        batch: _Batch,
+        batch: Batch,
         stamp: Stamp,
-    ) -> Outcome | _Duplicate:
+    ) -> Outcome | Duplicate:
         """Write what was decided; an exception here fails the batch."""
         log = self._write(command, decision, log, batch, stamp)
         answer = decision.answer
@@ -361,7 +366,7 @@ class Committer:
                 tuple(variables.values()) if answer.show_state else (),
             )
         if isinstance(answer, Recall):
-            return _Duplicate(command, log.id, answer.first_offset)
+            return Duplicate(command, log.id, answer.first_offset)
         raise AssertionError("what is to be decided again is not accepted yet")
 
     def _write(
@@ -369,7 +374,7 @@ class Committer:
         command: Command,
         decision: Decision,
         log: LoadedLog | None,
-        batch: _Batch,
+        batch: Batch,
         stamp: Stamp,
     ) -> LoadedLog:
         """Seal and apply the drafts of a decision; gives the log that they went to."""
@@ -400,7 +405,9 @@ class Committer:
         head = self.engine.latest(session_id)
         if head is None:
             return None
-        state, snapshot_offset = load(self.engine, head)
+        suspect = session_id in self._suspect
+        state, snapshot_offset = load(self.engine, head, requests=suspect)
+        self._suspect.discard(session_id)
         log = self._loaded.get(session_id)
         if log is None or log.id != head.log:
             log = LoadedLog(head.log)
@@ -413,7 +420,7 @@ class Committer:
         self._ask_for_snapshot(log)
         return log
 
-    def _publish(self, batch: _Batch) -> None:
+    def _publish(self, batch: Batch) -> None:
         for log, touched in batch.touched.values():
             with log.lock:
                 log.committed.adopt(log.working, touched)
@@ -429,9 +436,9 @@ class Committer:
             log.snapshot_asked = True
             self._snapshot_due(log, copied(log.working))
 
-    def _answer(self, task: Task, result: Outcome | _Duplicate) -> Any:  # noqa: ANN401
+    def _answer(self, task: Task, result: Outcome | Duplicate) -> Any:  # noqa: ANN401
         try:
-            if isinstance(result, _Duplicate):
+            if isinstance(result, Duplicate):
                 result = self._remembered(*result)
             return task.answer(result)
         except BridgeError as error:
@@ -479,7 +486,7 @@ class Committer:
         logger.warning("the log %s can be written again", self.engine.url)
 
     def _after_failure(
-        self, error: AppendError | Conflict, batch: _Batch, results: list[Any]
+        self, error: AppendError | Conflict, batch: Batch, results: list[Any]
     ) -> None:
         """Find out what a failed append stored, and answer the batch by that."""
         logger.error("appending %d records failed: %s", len(batch.records), error)
@@ -517,7 +524,7 @@ class Committer:
             self._recover()
 
     def copy_of(self, log: LoadedLog) -> SessionState:
-        """A copy of the state to make a snapshot of, or ``Unavailable``; a chore for ``perform``."""
+        """A copy of the state to make a snapshot of, or ``Unavailable``; a chore."""
         session_id = log.id.session_id
         if (self._working.get(session_id) or self._load(session_id)) is not log:
             raise Unavailable("the session is no longer the one in memory")
@@ -573,20 +580,6 @@ class Committer:
     def _is_stored(self, log: LogId, record: StoredRecord) -> bool:
         found = self.engine.record_at(log, record.first_offset)
         return found is not None and found.digest == record.digest
-
-
-class _Batch:
-    """What one commit has gathered."""
-
-    __slots__ = ("ends", "moment", "records", "touched")
-
-    def __init__(self, moment: Moment) -> None:
-        self.moment = moment
-        self.records: list[tuple[LogId, StoredRecord]] = []
-        self.ends: list[int] = []
-        """For each task, how many records there were after it."""
-        self.touched: dict[LogId, tuple[LoadedLog, list[str]]] = {}
-        """Logs that changed, with the ids of the variables that did."""
 
 
 _NO_STATE = SessionState()

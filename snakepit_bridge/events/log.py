@@ -141,8 +141,11 @@ class EventLog(ABC):
         """
 
     @abstractmethod
-    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
-        """The newest snapshot at or before an offset, but not before the base."""
+    def snapshot(self, log: LogId, before: int, *, requests: bool = True) -> StoredSnapshot | None:
+        """The newest snapshot at or before an offset, but not before the base.
+
+        :param requests: whether its table of requests is read, too, or only its size.
+        """
 
     @abstractmethod
     def snapshot_offsets(self, log: LogId) -> Sequence[int]:

@@ -132,11 +132,16 @@ class MemoryLog(EventLog):
             self._uses.update(set(snapshot.large))
             kept.snapshots[:-2] = [older._replace(requests=b"") for older in kept.snapshots[:-2]]
 
-    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
+    def snapshot(self, log: LogId, before: int, *, requests: bool = True) -> StoredSnapshot | None:
         with self._lock:
             snapshots = self._logs[log].snapshots if log in self._logs else []
             index = bisect_right(snapshots, before, key=_offset)
-            return snapshots[index - 1]._replace(large=()) if index else None
+            if not index:
+                return None
+            found = snapshots[index - 1]._replace(large=())
+            if requests:
+                return found
+            return found._replace(requests=b"", requests_size=len(found.requests))
 
     def snapshot_offsets(self, log: LogId) -> Sequence[int]:
         with self._lock:

@@ -137,6 +137,8 @@ class StoredSnapshot(NamedTuple):
     """SHA-256 over offset, digest and state; see ``event_log.proto``."""
     large: tuple[bytes, ...] = ()
     """Digests of the values it refers to; on saving only."""
+    requests_size: int = 0
+    """Bytes of the table of requests, where that was left out; on reading only."""
 
 
 class Origin(NamedTuple):

@@ -32,10 +32,9 @@ __all__ = [
     "Lock",
     "SessionState",
     "VariableState",
-    "advance",
     "apply",
+    "arrive",
     "change",
-    "replaceable",
 ]
 
 _Values = Iterator[Value]
@@ -160,12 +159,14 @@ def apply(state: SessionState, transaction: Transaction) -> list[str]:
     :raises FailedPrecondition: an event of a kind that this release does not know.
     """
     touched = change(state, transaction)
-    advance(state, transaction)
+    if transaction.record.HasField("request"):
+        state.requests.note(transaction.header)
+    arrive(state, transaction)
     return touched
 
 
 def change(state: SessionState, transaction: Transaction) -> list[str]:
-    """What the events of a transaction do: the first half of ``apply``."""
+    """What the events of a transaction do to variables and session."""
     record, _, facts, values, last_offset, _ = transaction
     metadata = record.metadata
     common: _Common = (record.time_unix_nanos, record.source, dict(metadata) if metadata else {})
@@ -186,27 +187,11 @@ def change(state: SessionState, transaction: Transaction) -> list[str]:
     return touched
 
 
-def advance(state: SessionState, transaction: Transaction) -> None:
-    """That the state is now the one after a transaction: the second half of ``apply``."""
-    record = transaction.record
-    if record.HasField("request"):
-        state.requests.note(transaction.header)
+def arrive(state: SessionState, transaction: Transaction) -> None:
+    """That the state is now the one after a transaction."""
     state.head = transaction.last_offset
     state.digest = transaction.digest
-    state.time_unix_nanos = record.time_unix_nanos
-
-
-def replaceable(transaction: Transaction) -> str:
-    """The variable that a transaction gives a value and does nothing else; else empty.
-
-    A later one of the same variable leaves nothing of it but its place in the log. With
-    metadata it would, because these merge.
-    """
-    facts = transaction.facts
-    kind, body = facts[0]
-    if kind == "variable_set" and len(facts) == 1 and not transaction.record.metadata:
-        return str(body.id)
-    return ""
+    state.time_unix_nanos = transaction.record.time_unix_nanos
 
 
 def _session_started(

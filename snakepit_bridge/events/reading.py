@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from snakepit_bridge.errors import DataLoss, OffsetOutOfRange
@@ -25,10 +26,9 @@ from snakepit_bridge.events.model import (
 )
 from snakepit_bridge.events.projection import (
     SessionState,
-    advance,
     apply,
+    arrive,
     change,
-    replaceable,
 )
 from snakepit_bridge.events.snapshot import open_snapshot
 
@@ -86,30 +86,39 @@ def replay(engine: EventLog, log: LogId, state: SessionState, until: int | None 
     :raises DataLoss: naming the first bad offset.
     """
     latest: dict[str, Transaction] = {}
+    last = None
     for transaction in fold(engine, log, state.head, state.digest, values=False):
-        if until is not None and transaction.last_offset > until:
+        record, header, facts, _, offset, _ = transaction
+        if until is not None and offset > until:
             break
-        id_ = replaceable(transaction)
-        if id_:
-            latest[id_] = transaction
+        kind, body = facts[0]
+        if kind == "variable_set" and len(facts) == 1 and not record.metadata:
+            # Of this a later change of the variable leaves nothing. Metadata would merge.
+            latest[body.id] = transaction
         else:
             for pending in latest.values():
                 change(state, pending)
             latest.clear()
             change(state, transaction)
-        advance(state, transaction)
+        if record.HasField("request"):
+            state.requests.note(header)
+        last = transaction
     for pending in latest.values():
         change(state, pending)
+    if last is not None:
+        arrive(state, last)
 
 
-def load(engine: EventLog, head: LogHead) -> tuple[SessionState, int]:
+def load(engine: EventLog, head: LogHead, *, requests: bool = True) -> tuple[SessionState, int]:
     """The state at the head: the newest snapshot and what came after it.
 
+    :param requests: whether its table of requests is read now, or when it is needed. Then
+        damage of the table is found as late, and to be met by loading again with it.
     :returns: the state, and the offset of that snapshot (0 = none).
     :raises DataLoss: naming the first bad offset.
     """
     check_mark(engine, head)
-    state = _newest_snapshot(engine, head)
+    state = _newest_snapshot(engine, head, requests=requests)
     snapshot_offset = state.head
     replay(engine, head.log, state)
     if state.head != head.head:
@@ -151,12 +160,15 @@ def complete(state: SessionState, large: LargeValues) -> None:
         state.variables[id_] = variable._replace(value=found)
 
 
-def _newest_snapshot(engine: EventLog, head: LogHead) -> SessionState:
+def _newest_snapshot(engine: EventLog, head: LogHead, *, requests: bool) -> SessionState:
     """The newest state that is stored with its table of requests, or an empty one."""
     before = head.head
-    while (stored := engine.snapshot(head.log, before)) is not None and stored.requests:
+    while (stored := engine.snapshot(head.log, before, requests=requests)) is not None:
+        if not (stored.requests or stored.requests_size):
+            break
         try:
-            state = open_snapshot(stored)
+            later = None if requests else partial(_requests_at, engine, head.log, stored.offset)
+            state = open_snapshot(stored, later)
             _check_place(engine, head, state)
         except DataLoss as error:
             # It only saved work; the records are still there, or another snapshot is.
@@ -167,9 +179,16 @@ def _newest_snapshot(engine: EventLog, head: LogHead) -> SessionState:
     return _beginning(head)
 
 
+def _requests_at(engine: EventLog, log: LogId, offset: int) -> bytes:
+    stored = engine.snapshot(log, offset)
+    if stored is None or stored.offset != offset or not stored.requests:
+        raise DataLoss(f"the table of requests at offset {offset} is gone")
+    return stored.requests
+
+
 def _snapshot_before(engine: EventLog, log: LogId, offset: int) -> SessionState:
     before = offset
-    while (stored := engine.snapshot(log, before)) is not None:
+    while (stored := engine.snapshot(log, before, requests=False)) is not None:
         try:
             return open_snapshot(stored)
         except DataLoss as error:

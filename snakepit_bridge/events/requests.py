@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections import deque
+from collections.abc import Callable
 from hashlib import blake2b, sha256
 from typing import Any, NamedTuple
 
@@ -89,27 +90,44 @@ class Remembered(NamedTuple):
 class RequestTable:
     """Owned by one ``SessionState``, and as little shared between threads as that."""
 
-    __slots__ = ("_keys", "_recent", "_rows", "_unread", "count")
+    __slots__ = ("_fetch", "_in_rows", "_keys", "_recent", "_rows", "_unread", "count")
 
-    def __init__(self, encoded: bytes = b"") -> None:
+    def __init__(self, encoded: bytes = b"", fetch: Callable[[], bytes] | None = None) -> None:
         """Open what ``encode`` gave; empty without.
 
+        :param fetch: reads it when it is first needed, which for most sessions is never.
         :raises DataLoss: these are not the bytes that it gave.
         """
+        self._fetch = fetch
         self.count = 0
         """How many were ever remembered (fewer after a fold that left the first unread)."""
         self._rows: NDArray[Any] = _NO_ROWS
-        if encoded:
-            rows = memoryview(encoded)[_HEAD.size :]
-            if len(encoded) < _HEAD.size or len(rows) % _ROW.itemsize:
-                raise DataLoss(f"{len(encoded)} bytes are no table of requests")
-            check, self.count = _HEAD.unpack_from(encoded)
-            if sha256(memoryview(encoded)[_CHECK:]).digest() != check:
-                raise DataLoss("the table of requests is damaged: its bytes have changed")
-            self._rows = np.frombuffer(rows, _ROW)
+        self._in_rows = 0
+        """How many were remembered when the rows were written."""
         self._keys: memoryview | None = None
         self._recent: dict[bytes, Remembered] = {}
         self._unread: deque[bytes] = deque(maxlen=REMEMBERED_REQUESTS)
+        if encoded:
+            self._open(encoded)
+
+    def fetch(self) -> None:
+        """Read the table if that was put off.
+
+        :raises DataLoss: its bytes have changed.
+        """
+        if self._fetch is not None:
+            self._open(self._fetch())
+            self._fetch = None
+
+    def _open(self, encoded: bytes) -> None:
+        rows = memoryview(encoded)[_HEAD.size :]
+        if len(encoded) < _HEAD.size or len(rows) % _ROW.itemsize:
+            raise DataLoss(f"{len(encoded)} bytes are no table of requests")
+        check, count = _HEAD.unpack_from(encoded)
+        if sha256(memoryview(encoded)[_CHECK:]).digest() != check:
+            raise DataLoss("the table of requests is damaged: its bytes have changed")
+        self.count = self._in_rows = count
+        self._rows, self._keys = np.frombuffer(rows, _ROW), None
 
     def __len__(self) -> int:
         self._read()
@@ -126,7 +144,7 @@ class RequestTable:
 
     def find(self, request_id: str, key: str = "") -> Remembered | None:
         """What is remembered of a request, or of one key of its batch."""
-        if self._unread:
+        if self._unread or self._fetch is not None:
             self._read()
         return self._find(_key(request_id, key))
 
@@ -155,6 +173,7 @@ class RequestTable:
         return None
 
     def _read(self) -> None:
+        self.fetch()  # entries are counted on from there
         unread, recent = self._unread, self._recent
         for header in unread:
             record = Record.FromString(header)
@@ -183,8 +202,9 @@ class RequestTable:
 
     def copy(self) -> RequestTable:
         """An equal one of its own, for another thread to encode."""
-        twin = RequestTable()
+        twin = RequestTable(fetch=self._fetch)
         twin.count, twin._rows, twin._keys = self.count, self._rows, self._keys
+        twin._in_rows = self._in_rows
         twin._recent = dict(self._recent)
         twin._unread = self._unread.copy()
         return twin
@@ -212,6 +232,9 @@ class RequestTable:
         """Take what an earlier copy encoded, and keep apart only what came since."""
         earlier = RequestTable(encoded)
         self._read()
+        if earlier.count < self._in_rows:
+            return  # of an older copy than the one that was taken last
+        self._in_rows = earlier.count
         self._rows, self._keys = earlier._rows, None
         self._recent = {
             key: known for key, known in self._recent.items() if known.order >= earlier.count

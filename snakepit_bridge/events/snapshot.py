@@ -8,6 +8,7 @@ takes what there is (immutable values in fresh dictionaries), ``seal_snapshot`` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 
 from google.protobuf.message import DecodeError
@@ -66,9 +67,12 @@ def snapshot_check(offset: int, digest: bytes, state: bytes) -> bytes:
     return sha256(offset.to_bytes(8, "little") + digest + state).digest()
 
 
-def open_snapshot(stored: StoredSnapshot) -> SessionState:
+def open_snapshot(
+    stored: StoredSnapshot, requests: Callable[[], bytes] | None = None
+) -> SessionState:
     """Read a snapshot back. Values that are stored by digest are absent from it.
 
+    :param requests: reads its table of requests, when that was left out, once it is needed.
     :raises DataLoss: these are not the bytes that were written.
     :raises FailedPrecondition: a newer release wrote them.
     """
@@ -100,8 +104,7 @@ def open_snapshot(stored: StoredSnapshot) -> SessionState:
         state.names[variable.definition.name] = variable.definition.id
     state.deleted = {gone.id: gone.offset for gone in snapshot.deleted}
     state.used_names = {*state.names, *snapshot.used_names}
-    if stored.requests:
-        state.requests = RequestTable(stored.requests)
+    state.requests = RequestTable(stored.requests, requests)
     return state
 
 

@@ -131,6 +131,7 @@ class SqliteLog(SqliteReading):
         rows: list[Any] = []
         rare = []
         begun = False
+        self._check_damage()
         try:
             for log, record in records:
                 if log not in heads:
@@ -157,10 +158,7 @@ class SqliteLog(SqliteReading):
             if not begun and (rare or len(rows) > sql.COLUMNS * sql.ROWS_AT_ONCE):
                 writer.execute("BEGIN IMMEDIATE")
                 begun = True
-            for row, record in rare:
-                self._append_rare(row, record)
-            if rare:
-                self._files.sync()
+            self._append_rare(rare)
             for start in range(0, len(rows), sql.COLUMNS * sql.ROWS_AT_ONCE):
                 some = rows[start : start + sql.COLUMNS * sql.ROWS_AT_ONCE]
                 writer.execute(sql.INSERT_RECORDS[len(some) // sql.COLUMNS], some)
@@ -176,7 +174,19 @@ class SqliteLog(SqliteReading):
             raise AppendError(self._answer(error)) from error
         self._stored(heads, rows)
 
-    def _append_rare(self, row: int, record: StoredRecord) -> None:
+    def _check_damage(self) -> None:
+        if self._damage is not None:
+            raise AppendError(self._damage)
+
+    def _append_rare(self, rare: Sequence[tuple[int, StoredRecord]]) -> None:
+        """Store what few records have: large values, and the end of their log."""
+        for row, record in rare:
+            self._append_values(row, record)
+            if record.ended_unix_nanos:
+                self._writer.execute(sql.UPDATE_ENDED, (record.ended_unix_nanos, row))
+        self._files.sync()
+
+    def _append_values(self, row: int, record: StoredRecord) -> None:
         for value in record.large:
             size = len(value.any) + len(value.binary)
             if size > FILE_LIMIT:
@@ -187,8 +197,6 @@ class SqliteLog(SqliteReading):
                 self._pages += size // 4_096
             self._writer.execute(sql.INSERT_USE, (row, record.first_offset, 0, value.digest))
             self._writer.execute(sql.DELETE_UNUSED, (value.digest,))
-        if record.ended_unix_nanos:
-            self._writer.execute(sql.UPDATE_ENDED, (record.ended_unix_nanos, row))
 
     def _stored(self, heads: Mapping[LogId, int], rows: Sequence[Any]) -> None:
         for log, head in heads.items():
@@ -219,8 +227,7 @@ class SqliteLog(SqliteReading):
             raise AppendError(Unavailable("the log is being read; its outcome is not yet known"))
 
     def resume(self) -> None:
-        if self._damage is not None:
-            raise AppendError(self._damage)
+        self._check_damage()
         try:
             self._ballast.take()
         except OSError as error:
@@ -244,7 +251,7 @@ class SqliteLog(SqliteReading):
             self._pages = min(pages - moved, self._most_pages() // 2)
 
     def save_snapshot(self, log: LogId, snapshot: StoredSnapshot) -> None:
-        offset, digest, time, state, requests, check, large = snapshot
+        offset, digest, time, state, requests, check, large, _ = snapshot
         with self._writing() as writer:
             row = writer.execute(sql.SELECT_LOG, log).fetchone()
             if row is None or offset < row[1]:
@@ -386,6 +393,7 @@ class SqliteLog(SqliteReading):
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction of upkeep."""
         writer = self._writer
+        self._check_damage()
         try:
             writer.execute("BEGIN IMMEDIATE")
             try:

@@ -82,12 +82,13 @@ class SqliteReading(EventLog):
         except OSError as error:
             raise self._answer(error) from error
 
-    def snapshot(self, log: LogId, before: int) -> StoredSnapshot | None:
+    def snapshot(self, log: LogId, before: int, *, requests: bool = True) -> StoredSnapshot | None:
         with self._reading() as reader:
             row = reader.execute(sql.SELECT_LOG, log).fetchone()
             if row is None:
                 return None
-            found = reader.execute(sql.SELECT_SNAPSHOT, (row[0], before, row[1])).fetchone()
+            query = sql.SELECT_SNAPSHOT if requests else sql.SELECT_SNAPSHOT_ALONE
+            found = reader.execute(query, (row[0], before, row[1])).fetchone()
             return None if found is None else StoredSnapshot(*found)
 
     def snapshot_offsets(self, log: LogId) -> Sequence[int]:

@@ -189,6 +189,10 @@ SELECT_SNAPSHOT = """
 SELECT "offset", digest, time, state, requests, "check" FROM snapshots
 WHERE log = ? AND "offset" <= ? AND "offset" >= ? ORDER BY "offset" DESC LIMIT 1
 """
+SELECT_SNAPSHOT_ALONE = """
+SELECT "offset", digest, time, state, x'', "check", '', length(requests) FROM snapshots
+WHERE log = ? AND "offset" <= ? AND "offset" >= ? ORDER BY "offset" DESC LIMIT 1
+"""
 SELECT_TO_CUT = """
 SELECT session_id, epoch, max("offset"), digest FROM snapshots JOIN logs ON log = id
 WHERE time < ? AND "offset" > base AND ended = 0 AND dropped = 0 GROUP BY log LIMIT ?
