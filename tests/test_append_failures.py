@@ -128,9 +128,7 @@ class FailingLog(EventLog):
     def save_snapshot(self, log: LogId, snapshot: StoredSnapshot) -> None:
         self.inner.save_snapshot(log, snapshot)
 
-    def snapshot(
-        self, log: LogId, before: int, *, requests: bool = True
-    ) -> StoredSnapshot | None:
+    def snapshot(self, log: LogId, before: int, *, requests: bool = True) -> StoredSnapshot | None:
         self._reading(log.session_id)
         return self.inner.snapshot(log, before, requests=requests)
 
