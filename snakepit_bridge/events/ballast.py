@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["Ballast"]
 
-SHARE = 16
+SHARE = 8
 """The ballast takes at most this part of what is free, but never less than"""
 LEAST = 64 * 1024
 
@@ -19,7 +19,7 @@ class Ballast:
     def __init__(self, path: Path, size: int) -> None:
         """Nothing is done yet.
 
-        :param size: bytes to hold, or less where a sixteenth of what is free is less.
+        :param size: bytes to hold, or less where an eighth of what is free is less.
         """
         self._path = path
         self._most = size
