@@ -260,7 +260,9 @@ def deflated_zeros(mebibytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("mebibytes", [129, 1_024, 16_384])
-def test_what_is_compressed_is_bounded_by_what_it_becomes(victim: Victim, mebibytes: int) -> None:
+def test_what_is_compressed_is_refused_before_it_is_unpacked(
+    victim: Victim, mebibytes: int
+) -> None:
     before, memory = victim.state(), victim.memory
     bomb = deflated_zeros(mebibytes)
     assert len(bomb) < MESSAGE_LIMIT // 4
@@ -270,17 +272,19 @@ def test_what_is_compressed_is_bounded_by_what_it_becomes(victim: Victim, mebiby
         client.body(framed(bomb, compressed=True))
         closing = client.closing()
     victim.bystander.step()
-    assert closing.status == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], closing
-    assert "max" in closing.message
-    assert victim.memory.peak <= max(memory.peak, memory.now + TOO_LARGE)
+    assert closing.status == grpc.StatusCode.UNIMPLEMENTED.value[0], closing
+    assert "deflate" in closing.message
+    assert victim.memory.peak <= max(memory.peak, memory.now + 64 * MIB)
     assert victim.state() == before
 
 
-def test_a_compressed_message_within_the_limit_is_taken(victim: Victim) -> None:
+def test_a_small_compressed_message_is_refused_in_words(victim: Victim) -> None:
     before = victim.state()
     call: Any = victim.bridge.channel.unary_unary(PATH + "SetVariable")
-    call(sets() + field(1_000, bytes(MIB)), timeout=AT_ONCE, compression=grpc.Compression.Gzip)
-    assert victim.state().head == before.head + 1
+    with pytest.raises(grpc.RpcError, match="'gzip' is disabled") as caught:
+        call(sets(), timeout=AT_ONCE, compression=grpc.Compression.Gzip)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert victim.state() == before
 
 
 def test_refused_requests_do_not_stay_in_memory(fresh: Victim) -> None:
