@@ -18,7 +18,8 @@
     ├── OffsetOutOfRange             OUT_OF_RANGE         offset cut away or in the future
     ├── ResourceExhausted            RESOURCE_EXHAUSTED   a limit, or the disk is full
     ├── Unavailable                  UNAVAILABLE          engine gone, draining
-    │   └── OutcomeUnknown           UNAVAILABLE          an append whose fate cannot be read
+    │   ├── OutcomeUnknown           UNAVAILABLE          an append whose fate cannot be read
+    │   └── WatchClosed              UNAVAILABLE          a watch that can go on elsewhere
     ├── Unimplemented                UNIMPLEMENTED        a method that this release does not serve
     ├── DataLoss                     DATA_LOSS            a stored record is damaged
     └── InternalError                INTERNAL             a defect of ours
@@ -55,6 +56,7 @@ __all__ = [
     "VariableNotFound",
     "VersionConflict",
     "VersionNotFound",
+    "WatchClosed",
     "quote",
     "without_frames",
 ]
@@ -77,6 +79,8 @@ class BridgeError(Exception):
     code: ClassVar[str] = "INTERNAL"
     """Name of the gRPC status, as in ``grpc.StatusCode``."""
     reason: ClassVar[str] = "INTERNAL"
+    trailers: ClassVar[tuple[str, ...]] = ()
+    """Facts that are also sent as trailing metadata, under their names."""
 
     def __init__(self, message: str, *, field: str = "", **facts: str | int) -> None:
         super().__init__(message)
@@ -185,6 +189,35 @@ class Unavailable(BridgeError):
 
 class OutcomeUnknown(Unavailable):
     reason = "OUTCOME_UNKNOWN"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the log failed while this was written, so its outcome is unknown: retry with the "
+            "same request_id (without one, read first)"
+        )
+
+
+class WatchClosed(Unavailable):
+    """A watch ends for a reason of the bridge's own.
+
+    :param bookmark: offset and check to go on with; ``None`` before all initial values came.
+    """
+
+    reason = "WATCH_CLOSED"
+    trailers = ("log_epoch", "resume_offset", "resume_check")
+
+    def __init__(self, why: str, log_epoch: str, bookmark: tuple[int, int] | None) -> None:
+        if bookmark is None:
+            super().__init__(f"{why}: watch again from the start", log_epoch=log_epoch)
+        else:
+            offset, check = bookmark
+            super().__init__(
+                f"{why}: watch again with after_offset={offset}, log_epoch={log_epoch}, "
+                f"resume_check={check}",
+                log_epoch=log_epoch,
+                resume_offset=offset,
+                resume_check=check,
+            )
 
 
 class Unimplemented(BridgeError):

@@ -31,6 +31,13 @@ class Limits(NamedTuple):
     """How long a session lives without being used; 0 = for ever."""
     optimization_ttl: float = 300
     """How long an optimizer that does nothing keeps others from writing."""
+    watches: int = 10_000
+    """Open ones; each takes about 40 kB of memory."""
+    watches_per_session: int = 5_000
+    watches_per_connection: int = 5_000
+    """Elixir shares one connection, and those it abandons stay open until their deadline."""
+    watch_lifetime: float = 3_600
+    """How long a watch may be open; 0 = for ever."""
 
 
 DEFAULTS = Limits()

@@ -25,6 +25,7 @@ from snakepit_bridge.errors import (
     Unimplemented,
     without_frames,
 )
+from snakepit_bridge.watching import Stream
 from snakepit_bridge.wire import Call
 
 __all__ = ["SERVICE", "Door", "fail", "handlers"]
@@ -61,7 +62,11 @@ class Door:
 
 
 def handlers(
-    queries: Mapping[str, Query], mutations: Mapping[str, Mutate], door: Door, max_size: int
+    queries: Mapping[str, Query],
+    mutations: Mapping[str, Mutate],
+    streams: Mapping[str, Stream],
+    door: Door,
+    max_size: int,
 ) -> grpc.GenericRpcHandler:
     """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED.
 
@@ -73,6 +78,8 @@ def handlers(
             return _query(queries[name], door, max_size)
         if name in mutations:
             return _mutation(mutations[name], door, max_size)
+        if name in streams:
+            return _stream(streams[name], door, max_size)
         return _unimplemented(name)
 
     return grpc.method_handlers_generic_handler(
@@ -123,6 +130,23 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
     return handle
 
 
+def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
+    async def handle(raw: bytes, context: Context) -> None:
+        try:
+            with door:
+                # An Elixir client waits for these before it goes on.
+                await context.send_initial_metadata(())
+                if len(raw) > max_size:
+                    raise _too_large(len(raw), max_size)
+                await method(raw, context.peer(), context.write)
+        except Exception as error:
+            raw = b""  # the frame outlives the call, by the error that ends it
+            await fail(context, error)
+            raise
+
+    return handle
+
+
 def _too_large(size: int, limit: int) -> ResourceExhausted:
     return ResourceExhausted(
         f"the request has {size} bytes, more than the message limit of {limit}: send less, or "
@@ -157,7 +181,9 @@ async def fail(context: Context, error: Exception) -> None:
     if error.field:
         violation = BadRequest.FieldViolation(field=error.field, description=message)
         _add(status, BadRequest(field_violations=[violation]))
-    await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
+    trailers = [(name, error.facts[name]) for name in error.trailers if name in error.facts]
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    await context.abort(code, message, (*trailers, details))
 
 
 def _add(status: Status, detail: ErrorInfo | BadRequest) -> None:

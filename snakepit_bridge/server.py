@@ -33,6 +33,7 @@ from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.rpc import SERVICE, Door, handlers
 from snakepit_bridge.upkeep import Upkeep
+from snakepit_bridge.watching import Stream, Watches
 
 __all__ = [
     "CannotServe",
@@ -105,7 +106,9 @@ async def serve(settings: Settings) -> None:
     try:
         gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
         servicer = BridgeServicer(committer, gate, max_message_bytes=limits.message_size)
-        methods = handlers(servicer.queries, servicer.mutations, door, limits.message_size)
+        watches = Watches(committer, gate, loop, limits)
+        streams: dict[str, Stream] = {"WatchVariables": watches.watch_variables}
+        methods = handlers(servicer.queries, servicer.mutations, streams, door, limits.message_size)
         server, health_servicer, port = await _start(methods, settings)
         committer.start()
         upkeep.start()
@@ -115,14 +118,14 @@ async def serve(settings: Settings) -> None:
             await stop.wait()
             await health_servicer.enter_graceful_shutdown()
         finally:
-            await _drain(server, door, settings.grace)
+            await _drain(server, door, watches, settings.grace)
     finally:
         await asyncio.to_thread(upkeep.stop)
         await asyncio.to_thread(committer.close)
     logger.info("stopped")
 
 
-async def _drain(server: grpc.aio.Server, door: Door, grace: float) -> None:
+async def _drain(server: grpc.aio.Server, door: Door, watches: Watches, grace: float) -> None:
     """Let no call in, answer those that have arrived, then stop.
 
     gRPC cancels what has arrived but not reached a handler when it stops; so it stops only
@@ -132,6 +135,7 @@ async def _drain(server: grpc.aio.Server, door: Door, grace: float) -> None:
     end = loop.time() + grace
     door.shut = True
     logger.info("draining %d calls", door.inside)
+    await watches.close()
     arrived = -1
     while (door.inside or arrived != door.arrived) and loop.time() + _QUIET < end:
         arrived = door.arrived

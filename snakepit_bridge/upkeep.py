@@ -30,7 +30,7 @@ from snakepit_bridge.commands import CleanupSession
 from snakepit_bridge.errors import BridgeError, DataLoss, ResourceExhausted, Unavailable
 from snakepit_bridge.events.codec import OWN_SOURCE
 from snakepit_bridge.events.committer import Committer
-from snakepit_bridge.events.loaded import LoadedLog
+from snakepit_bridge.events.loaded import LONG_TAIL, LoadedLog
 from snakepit_bridge.events.model import Envelope, LogHead, LogId, Origin
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.events.snapshot import seal_snapshot
@@ -50,9 +50,6 @@ IDLE = 300.0
 
 LONGEST_TICK = 30.0
 SHORTEST_TICK = 0.05
-
-LONG_TAIL = 1_000
-"""Events after the last snapshot that are worth another one before a session leaves memory."""
 
 SETTLING = 3_600.0
 """Seconds a forward jump of the wall clock has to last before retention believes it."""
@@ -169,7 +166,7 @@ class Upkeep:
         moved = {}
         for log in logs:
             session_id = _session(log)
-            if not log.touched and session_id in self._used:
+            if not log.touched and not log.watches and session_id in self._used:
                 continue
             log.touched = False
             self._used[session_id] = (log.id, now)
@@ -322,7 +319,7 @@ class _Expiry(NamedTuple):
     def command(self) -> CleanupSession:
         session_id, epoch = self.log
         loaded = self.committer.peek(session_id)
-        if loaded is not None and loaded.touched:
+        if loaded is not None and (loaded.touched or loaded.watches):
             raise Unavailable("the session is in use again")
         envelope = Envelope(session_id, log_epoch=epoch, origin=Origin(OWN_SOURCE))
         return CleanupSession(envelope, "expired")

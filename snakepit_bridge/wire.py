@@ -55,9 +55,11 @@ __all__ = [
     "start_optimization",
     "stop_optimization",
     "variable_bytes",
+    "variable_parts",
     "was_set",
     "were_set",
     "with_key",
+    "without_value",
 ]
 
 M = TypeVar("M", bound=Message)
@@ -205,22 +207,28 @@ def stop_optimization(call: Call) -> StopOptimization:
     )
 
 
+def without_value(variable: VariableState) -> bytes:
+    """A serialized ``Variable`` that lacks its value."""
+    return _variable(variable, b"", b"")
+
+
 def variable_bytes(variable: VariableState) -> bytes:
     """A serialized ``Variable``."""
     value = variable.value
     if len(value.any) + len(value.binary) > LARGE:
-        return b"".join(_variable_parts(variable))
+        return b"".join(variable_parts(variable))
     return _variable(variable, value.any, value.binary)
 
 
 def got_variable(variable: VariableState, head: int, epoch: str) -> bytes:
     """The answer to GetVariable with a large value."""
-    parts = _variable_parts(variable)
+    parts = variable_parts(variable)
     rest = views.GetVariableResponseView(offset=head, log_epoch=epoch).SerializeToString()
     return b"".join((prefix(1, sum(map(len, parts))), *parts, rest))
 
 
-def _variable_parts(variable: VariableState) -> list[bytes]:
+def variable_parts(variable: VariableState) -> list[bytes]:
+    """The same in parts, so that large values are copied only once, when these are joined."""
     value = variable.value
     parts = [_variable(variable, b"", b""), prefix(4, len(value.any)), value.any]
     if value.binary:

@@ -24,7 +24,8 @@ MODULES = sorted(
 FLOORS = [
     ["cli", "server"],
     ["rpc"],
-    ["bridge_servicer"],
+    ["bridge_servicer", "watching"],
+    ["watch_hub", "watch_wire"],
     ["wire"],
     ["wire_bytes"],
     ["session_context"],

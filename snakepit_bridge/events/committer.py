@@ -38,7 +38,7 @@ from snakepit_bridge.errors import (
     without_frames,
 )
 from snakepit_bridge.events.codec import Stamp, seal
-from snakepit_bridge.events.loaded import LoadedLog
+from snakepit_bridge.events.loaded import LONG_TAIL, LoadedLog
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
 from snakepit_bridge.events.model import (
     AGAIN,
@@ -48,14 +48,26 @@ from snakepit_bridge.events.model import (
     LogId,
     Moment,
     Recall,
-    StoredRecord,
     StoredSnapshot,
-    Transaction,
 )
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import check_cut, load, state_after, transaction_at
+from snakepit_bridge.events.recent import Recent
+from snakepit_bridge.events.ring import committed
 from snakepit_bridge.events.snapshot import copied, seal_snapshot
-from snakepit_bridge.events.tasks import Batch, Chore, Command, Duplicate, Outcome, Task
+from snakepit_bridge.events.tasks import (
+    Batch,
+    Chore,
+    Command,
+    Decide,
+    Deliver,
+    Duplicate,
+    Outcome,
+    RecallAnswer,
+    SnapshotDue,
+    Task,
+    Touched,
+)
 
 __all__ = [
     "Committer",
@@ -65,19 +77,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONG_TAIL = 1_000
-"""Events after the newest snapshot that are worth another one before a log leaves memory:
-folding them takes as long as the snapshot, about 5 ms."""
-
 LONGEST_LEAVE = 0.3
 """Seconds for that when the bridge stops, which must take less than 2 in all."""
-
-
-Decide = Callable[[SessionState, str, Any, Moment], Decision]
-RecallAnswer = Callable[[Any, Transaction], Answer]
-SnapshotDue = Callable[[LoadedLog, SessionState], None]
-Deliver = Callable[[Sequence[Any]], None]
-"""Takes one result a task, in order; a ``BridgeError`` is a refusal."""
 
 
 class Committer:
@@ -101,6 +102,7 @@ class Committer:
         self._epochs = epochs
         self._snapshot_every = 0
         self._snapshot_due: SnapshotDue | None = None
+        self.recent = Recent()
         self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Deliver] | Chore | None]
         self._inbox = queue.SimpleQueue()
         self._working: dict[str, LoadedLog] = {}
@@ -258,7 +260,7 @@ class Committer:
             self._fail(AppendError(Unavailable("the bridge is recovering: retry")))
             self._in_doubt.update(self._working)
             self._working.clear()
-            results = [OutcomeUnknown(_UNKNOWN)] * len(tasks)
+            results = [OutcomeUnknown()] * len(tasks)
         start = 0
         for group, deliver in groups:
             end = start + len(group)
@@ -389,12 +391,17 @@ class Committer:
             self._working[log_id.session_id] = log
         touched = batch.touched.get(log_id)
         if touched is None:
-            touched = batch.touched[log_id] = (log, [])
+            touched = batch.touched[log_id] = Touched(log, [], [])
         cause = (envelope, request)
         for draft in drafts:
-            tail = (state.head, state.digest, state.time_unix_nanos)
-            stored, transaction = seal(draft, cause, stamp, tail)
-            touched[1].extend(apply(state, transaction))
+            digest = state.digest
+            stored, transaction = seal(
+                draft, cause, stamp, (state.head, digest, state.time_unix_nanos)
+            )
+            shown = apply(state, transaction)
+            touched.shown.extend(shown)
+            if log.ring is not None:
+                touched.committed.append(committed(transaction, shown, digest))
             batch.records.append((log_id, stored))
         if starts or state.ended:
             clock, live = batch.moment
@@ -418,16 +425,24 @@ class Committer:
         log.base, log.snapshot_offset = head.base, snapshot_offset
         self._working[session_id] = self._loaded[session_id] = log
         self._ask_for_snapshot(log)
+        if log.ring is not None:
+            self.recent.publish([(log, ())])
         return log
 
     def _publish(self, batch: Batch) -> None:
-        for log, touched in batch.touched.values():
+        watched = []
+        for touched in batch.touched.values():
+            log, shown, recent = touched
             with log.lock:
-                log.committed.adopt(log.working, touched)
+                log.committed.adopt(log.working, shown)
             self._loaded[log.id.session_id] = log
+            if log.ring is not None:
+                watched.append((log, recent))
             if log.working.head - log.snapshot_offset >= self._snapshot_every:
                 self._ask_for_snapshot(log)
         self._live = batch.moment.live_sessions
+        if watched:
+            self.recent.publish(watched)
 
     def _ask_for_snapshot(self, log: LoadedLog) -> None:
         """Have the state, which is committed, sealed on another thread, if it is time."""
@@ -499,7 +514,7 @@ class Committer:
             self._working.pop(session_id, None)
         try:
             self.engine.settle()
-            stored = [self._is_stored(log, record) for log, record in batch.records]
+            stored = [self.engine.holds(log, record) for log, record in batch.records]
             for session_id in sessions:
                 if self._load(session_id) is None:
                     self._loaded.pop(session_id, None)
@@ -509,7 +524,7 @@ class Committer:
             self._in_doubt.update(sessions)
             for session_id in sessions:
                 self._working.pop(session_id, None)
-            results[:] = [OutcomeUnknown(_UNKNOWN) for _ in results]
+            results[:] = [OutcomeUnknown() for _ in results]
             return
         self._settled = True
         self._count_live()
@@ -542,9 +557,11 @@ class Committer:
         """Take logs out of memory that are not in use; a chore for ``perform``."""
         for log in logs:
             session_id = log.id.session_id
-            if not log.touched and self._working.get(session_id) is log:
-                del self._working[session_id]
-                self._loaded.pop(session_id, None)
+            with log.lock:
+                unused = not log.touched and not log.watches
+                if unused and self._working.get(session_id) is log:
+                    del self._working[session_id]
+                    self._loaded.pop(session_id, None)
 
     def cut(self, at: LogHead) -> None:
         """Forget a log up to a snapshot, or ``DataLoss`` if it cannot be read; a chore."""
@@ -577,14 +594,5 @@ class Committer:
                 logger.warning("a last snapshot was not stored: %s", error)
                 return
 
-    def _is_stored(self, log: LogId, record: StoredRecord) -> bool:
-        found = self.engine.record_at(log, record.first_offset)
-        return found is not None and found.digest == record.digest
-
 
 _NO_STATE = SessionState()
-
-_UNKNOWN = (
-    "the log failed while this was written, so its outcome is unknown: retry with the same "
-    "request_id (without one, read first)"
-)

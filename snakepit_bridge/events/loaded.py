@@ -6,8 +6,13 @@ import threading
 
 from snakepit_bridge.events.model import LogId
 from snakepit_bridge.events.projection import SessionState
+from snakepit_bridge.events.ring import Ring
 
-__all__ = ["LoadedLog"]
+__all__ = ["LONG_TAIL", "LoadedLog"]
+
+LONG_TAIL = 1_000
+"""Events after the newest snapshot that are worth another one before a log leaves memory:
+folding them takes as long as the snapshot, about 5 ms."""
 
 
 class LoadedLog:
@@ -18,9 +23,12 @@ class LoadedLog:
         "committed",
         "id",
         "lock",
+        "ring",
         "snapshot_asked",
         "snapshot_offset",
+        "told",
         "touched",
+        "watches",
         "working",
     )
 
@@ -38,6 +46,25 @@ class LoadedLog:
         self.committed = SessionState()
         """Read under ``lock``."""
         self.lock = threading.Lock()
+        self.ring: Ring | None = None
+        """The newest transactions, from the first watch on."""
+        self.told = 0
+        """The head as watchers see it: it follows the committed one when the ring has it."""
+        self.watches = 0
+        """How many there are; changed under ``lock``."""
+
+    def watch(self) -> None:
+        """Count one watch more, for which the log stays in memory and alive."""
+        with self.lock:
+            self.watches += 1
+            if self.ring is None:
+                self.ring = Ring()
+                self.told = self.committed.head
+
+    def unwatch(self) -> None:
+        """Count one watch less."""
+        with self.lock:
+            self.watches -= 1
 
     @property
     def tail(self) -> int:

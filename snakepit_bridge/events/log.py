@@ -210,3 +210,8 @@ class EventLog(ABC):
         """The record that holds ``offset``."""
         found = self.read_back(log, offset + 1, limit=1)
         return found[0] if found and found[0].last_offset >= offset else None
+
+    def holds(self, log: LogId, record: StoredRecord) -> bool:
+        """Whether a record is stored, and no other in its place."""
+        found = self.record_at(log, record.first_offset)
+        return found is not None and found.digest == record.digest

@@ -131,7 +131,7 @@ class SessionState:
         copy.adopt(self, ())
         return copy
 
-    def adopt(self, working: SessionState, touched: Iterable[str]) -> None:
+    def adopt(self, working: SessionState, touched: Iterable[VariableState | None]) -> None:
         """Become equal to ``working``, which differs in the ``touched`` variables only."""
         self.head = working.head
         self.digest = working.digest
@@ -140,7 +140,10 @@ class SessionState:
         self.ended = working.ended
         self.metadata = working.metadata
         self.config = working.config
-        for id_ in touched:
+        for shown in touched:
+            if shown is None:
+                continue
+            id_ = shown.definition.id
             variable = working.variables.get(id_)
             if variable is not None:
                 if id_ not in self.variables:
@@ -153,26 +156,28 @@ class SessionState:
                     del self.names[gone.definition.name]
 
 
-def apply(state: SessionState, transaction: Transaction) -> list[str]:
-    """Fold one transaction into ``state``; gives the ids of the variables it touched.
+def apply(state: SessionState, transaction: Transaction) -> list[VariableState | None]:
+    """Fold one transaction into ``state``.
 
+    :returns: for each event the variable it touched, as the event left it, or as it was before
+        it was deleted; ``None`` for events of the session.
     :raises FailedPrecondition: an event of a kind that this release does not know.
     """
-    touched = change(state, transaction)
+    shown = change(state, transaction)
     if transaction.record.HasField("request"):
         state.requests.note(transaction.header)
     arrive(state, transaction)
-    return touched
+    return shown
 
 
-def change(state: SessionState, transaction: Transaction) -> list[str]:
-    """What the events of a transaction do to variables and session."""
+def change(state: SessionState, transaction: Transaction) -> list[VariableState | None]:
+    """What the events of a transaction do to variables and session; gives what ``apply`` does."""
     record, _, facts, values, last_offset, _ = transaction
     metadata = record.metadata
     common: _Common = (record.time_unix_nanos, record.source, dict(metadata) if metadata else {})
     offset = last_offset - len(facts) + 1
     following = iter(values)
-    touched = []
+    shown = []
     for kind, body in facts:
         change_by = _CHANGES.get(kind)
         if change_by is None:
@@ -180,11 +185,9 @@ def change(state: SessionState, transaction: Transaction) -> list[str]:
                 f"offset {offset} holds an event of a kind that this release does not know "
                 f"({kind}): start a newer snakepit_bridge"
             )
-        id_ = change_by(state, body, offset, common, following)
-        if id_:
-            touched.append(id_)
+        shown.append(change_by(state, body, offset, common, following))
         offset += 1
-    return touched
+    return shown
 
 
 def arrive(state: SessionState, transaction: Transaction) -> None:
@@ -196,37 +199,36 @@ def arrive(state: SessionState, transaction: Transaction) -> None:
 
 def _session_started(
     state: SessionState, body: SessionStarted, _offset: int, common: _Common, _values: _Values
-) -> str:
+) -> VariableState | None:
     state.created_unix_nanos = common[0]
     state.metadata = dict(body.metadata)
     state.config = (body.enable_caching, body.cache_ttl_seconds, body.enable_telemetry)
-    return ""
+    return None
 
 
 def _session_ended(
     state: SessionState, body: SessionEnded, _offset: int, _common: _Common, _values: _Values
-) -> str:
+) -> VariableState | None:
     state.ended = body.reason
-    return ""
+    return None
 
 
 def _variable_registered(
     state: SessionState, body: VariableRegistered, offset: int, common: _Common, values: _Values
-) -> str:
+) -> VariableState | None:
     id_, name = body.id, body.name
     time, source, metadata = common
     definition = Definition(id_, name, body.type, body.constraints_json, offset)
-    state.variables[id_] = VariableState(
-        definition, next(values), 1, offset, time, source, metadata
-    )
+    variable = VariableState(definition, next(values), 1, offset, time, source, metadata)
+    state.variables[id_] = variable
     state.names[name] = id_
     state.used_names.add(name)
-    return id_
+    return variable
 
 
 def _variable_set(
     state: SessionState, body: VariableSet, offset: int, common: _Common, values: _Values
-) -> str:
+) -> VariableState | None:
     id_ = body.id
     variables = state.variables
     definition, _, _, _, _, _, metadata, lock = variables[id_]
@@ -240,10 +242,10 @@ def _variable_set(
     if metadata and metadata.get("source", source) != source:
         # The last change did not name a source; the metadata must not keep another's.
         metadata = {**metadata, "source": source}
-    variables[id_] = _new(
+    variable = variables[id_] = _new(
         VariableState, (definition, value, body.version, offset, time, source, metadata, lock)
     )
-    return id_
+    return variable
 
 
 _new = tuple.__new__
@@ -252,34 +254,34 @@ _new = tuple.__new__
 
 def _variable_deleted(
     state: SessionState, body: VariableDeleted, offset: int, _common: _Common, values: _Values
-) -> str:
+) -> VariableState | None:
     id_ = body.id
     next(values)
-    name = state.variables.pop(id_).definition.name
-    del state.names[name]
+    variable = state.variables.pop(id_)
+    del state.names[variable.definition.name]
     state.deleted[id_] = offset
-    return id_
+    return variable
 
 
 def _optimization_started(
     state: SessionState, body: OptimizationStarted, _offset: int, common: _Common, _values: _Values
-) -> str:
+) -> VariableState | None:
     id_ = body.id
     time = common[0]
     lock = Lock(body.optimization_id, body.optimizer_id, time, time)
-    state.variables[id_] = state.variables[id_]._replace(lock=lock)
-    return id_
+    variable = state.variables[id_] = state.variables[id_]._replace(lock=lock)
+    return variable
 
 
 def _optimization_stopped(
     state: SessionState, body: OptimizationStopped, _offset: int, _common: _Common, _values: _Values
-) -> str:
+) -> VariableState | None:
     id_ = body.id
-    state.variables[id_] = state.variables[id_]._replace(lock=None)
-    return id_
+    variable = state.variables[id_] = state.variables[id_]._replace(lock=None)
+    return variable
 
 
-_Change = Callable[[SessionState, Any, int, _Common, _Values], str]
+_Change = Callable[[SessionState, Any, int, _Common, _Values], VariableState | None]
 
 _CHANGES: dict[str, _Change] = {
     "session_started": _session_started,

@@ -26,6 +26,7 @@ from snakepit_bridge.events.model import (
 )
 from snakepit_bridge.events.projection import (
     SessionState,
+    VariableState,
     apply,
     arrive,
     change,
@@ -37,11 +38,14 @@ __all__ = [
     "check_cut",
     "check_mark",
     "complete",
+    "completed",
     "cut_away",
+    "fact_at",
     "fold",
     "load",
     "replay",
     "state_after",
+    "state_after_event",
     "state_at",
     "transaction_at",
     "versions",
@@ -127,17 +131,37 @@ def load(engine: EventLog, head: LogHead, *, requests: bool = True) -> tuple[Ses
     return state, snapshot_offset
 
 
-def state_at(engine: EventLog, log: LogId, offset: int) -> SessionState:
+def state_at(engine: EventLog, log: LogId, offset: int, *, values: bool = True) -> SessionState:
     """The state after the last transaction that ends at or before ``offset``.
 
     Request ids are remembered in it only as far as the records after its snapshot go.
+
+    :param values: whether those stored by digest are brought in; see ``complete``.
 
     :raises OffsetOutOfRange: retention has cut the log there.
     :raises DataLoss: an event on the way is damaged or missing.
     """
     state = _snapshot_before(engine, log, offset)
     replay(engine, log, state, offset)
-    complete(state, engine.large_values)
+    if values:
+        complete(state, engine.large_values)
+    return state
+
+
+def state_after_event(engine: EventLog, log: LogId, offset: int) -> SessionState:
+    """The state right after one event, also inside a transaction, as only history shows it.
+
+    Values stored by digest are absent; see ``complete``.
+
+    :raises OffsetOutOfRange: retention has cut the log there.
+    :raises DataLoss: an event on the way is damaged or missing.
+    """
+    state = state_at(engine, log, offset, values=False)
+    if state.head < offset:
+        transaction = transaction_at(engine, log, offset)
+        begun = transaction.facts[: offset - state.head]
+        change(state, transaction._replace(facts=begun, last_offset=offset))
+        state.head = offset
     return state
 
 
@@ -147,17 +171,26 @@ def complete(state: SessionState, large: LargeValues) -> None:
     :raises DataLoss: one of them is missing or damaged.
     """
     for id_, variable in state.variables.items():
-        if not is_absent(variable.value):
-            continue
-        digest = variable.value.digest
-        found = large([digest]).get(digest)
-        if found is None or make_value(found.any, found.binary).digest != digest:
-            raise DataLoss(
-                f"the log is damaged at offset {variable.offset}: its value "
-                f"{digest.hex()[:16]} is {'missing' if found is None else 'damaged'}",
-                first_bad_offset=variable.offset,
-            )
-        state.variables[id_] = variable._replace(value=found)
+        if is_absent(variable.value):
+            state.variables[id_] = completed(variable, large)
+
+
+def completed(variable: VariableState, large: LargeValues) -> VariableState:
+    """A variable with its value, if that is stored by its digest.
+
+    :raises DataLoss: it is missing or damaged.
+    """
+    if not is_absent(variable.value):
+        return variable
+    digest = variable.value.digest
+    found = large([digest]).get(digest)
+    if found is None or make_value(found.any, found.binary).digest != digest:
+        raise DataLoss(
+            f"the log is damaged at offset {variable.offset}: its value "
+            f"{digest.hex()[:16]} is {'missing' if found is None else 'damaged'}",
+            first_bad_offset=variable.offset,
+        )
+    return variable._replace(value=found)
 
 
 def _newest_snapshot(engine: EventLog, head: LogHead, *, requests: bool) -> SessionState:
@@ -320,7 +353,7 @@ def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[Pa
             transaction = transaction_at(engine, log, offset)
         except OffsetOutOfRange:
             return
-        fact, values = _fact_at(transaction, offset)
+        fact, values = fact_at(transaction, offset)
         kind, body = fact
         if getattr(body, "id", None) != id_:
             raise _lost(log, offset)
@@ -344,7 +377,8 @@ def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[Pa
         offset = body.previous_offset
 
 
-def _fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value]]:
+def fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value]]:
+    """The event at an offset of a transaction, and the values that it names."""
     index = offset - transaction.record.first_offset
     facts = transaction.facts
     start = sum(_count(fact) for fact in facts[:index])

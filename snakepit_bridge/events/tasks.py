@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 from snakepit_bridge.events.loaded import LoadedLog
-from snakepit_bridge.events.model import Answer, Envelope, LogId, Moment, StoredRecord
-from snakepit_bridge.events.projection import VariableState
+from snakepit_bridge.events.model import (
+    Answer,
+    Decision,
+    Envelope,
+    LogId,
+    Moment,
+    StoredRecord,
+    Transaction,
+)
+from snakepit_bridge.events.projection import SessionState, VariableState
+from snakepit_bridge.events.ring import Committed
 
-__all__ = ["Batch", "Chore", "Command", "Duplicate", "Outcome", "Task"]
+__all__ = [
+    "Batch",
+    "Chore",
+    "Command",
+    "Decide",
+    "Deliver",
+    "Duplicate",
+    "Outcome",
+    "RecallAnswer",
+    "SnapshotDue",
+    "Task",
+    "Touched",
+]
+
+
+Decide = Callable[[SessionState, str, Any, Moment], Decision]
+RecallAnswer = Callable[[Any, Transaction], Answer]
+SnapshotDue = Callable[[LoadedLog, SessionState], None]
+Deliver = Callable[[Sequence[Any]], None]
+"""Takes one result a task, in order; a ``BridgeError`` is a refusal."""
 
 
 class Command(Protocol):
@@ -54,6 +82,16 @@ class Chore(NamedTuple):
     future: Future[Any]
 
 
+class Touched(NamedTuple):
+    """What one commit changes of one log."""
+
+    log: LoadedLog
+    shown: list[VariableState | None]
+    """As ``apply`` gives it, event by event."""
+    committed: list[Committed]
+    """The transactions, where somebody may watch them."""
+
+
 class Batch:
     """What one commit has gathered."""
 
@@ -64,5 +102,5 @@ class Batch:
         self.records: list[tuple[LogId, StoredRecord]] = []
         self.ends: list[int] = []
         """For each task, how many records there were after it."""
-        self.touched: dict[LogId, tuple[LoadedLog, list[str]]] = {}
-        """Logs that changed, with the ids of the variables that did."""
+        self.touched: dict[LogId, Touched] = {}
+        """Logs that changed."""

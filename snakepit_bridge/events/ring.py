@@ -1,0 +1,97 @@
+"""The newest transactions of one watched log, in memory, for the watchers that keep up.
+
+A cursor that falls behind its ring reads the log instead (``pages``), so that losing an entry
+costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from snakepit_bridge.events.model import Transaction
+from snakepit_bridge.events.projection import VariableState
+
+__all__ = ["Committed", "Ring", "committed"]
+
+TRANSACTION_COST = 1_000
+EVENT_COST = 1_000
+"""Bytes that they take beside their values: parsed messages, and updates as they are sent."""
+
+COMPACT = 1_024
+"""Places given up at the front of a ring before it is moved together."""
+
+
+class Committed(NamedTuple):
+    """One transaction as watchers are shown it."""
+
+    transaction: Transaction
+    shown: Sequence[VariableState | None]
+    """For each event, what ``apply`` gives."""
+    previous_digest: bytes
+    """Of the record before."""
+    size: int
+    """Roughly how many bytes of memory it takes."""
+    updates: dict[Any, Any]
+    """What whoever shows it has made of it, to be made once for all watchers."""
+
+
+def committed(
+    transaction: Transaction, shown: Sequence[VariableState | None], previous_digest: bytes
+) -> Committed:
+    """Make an entry of what was committed."""
+    values = sum([len(value.any) + len(value.binary) for value in transaction.values])
+    size = TRANSACTION_COST + EVENT_COST * len(shown) + 2 * values
+    return Committed(transaction, shown, previous_digest, size, {})
+
+
+class Ring:
+    """The newest transactions of one log, without a gap. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[Committed] = []
+        self._lasts: list[int] = []
+        """The last offset of each."""
+        self._start = 0
+        """Where they begin in these lists; what lies before was given up."""
+
+    def push(self, entry: Committed) -> None:
+        """Add what was committed; if something is missing before it, begin anew."""
+        transaction = entry.transaction
+        last = transaction.last_offset
+        with self._lock:
+            if self._lasts and last - len(transaction.facts) != self._lasts[-1]:
+                self._start = 0
+                self._entries, self._lasts = [], []
+            self._entries.append(entry)
+            self._lasts.append(last)
+
+    def give_up(self, last: int) -> None:
+        """Forget what ends at or before an offset."""
+        with self._lock:
+            lasts = self._lasts
+            start = bisect_right(lasts, last, self._start)
+            if start > COMPACT or start == len(lasts):
+                del self._entries[:start], lasts[:start]
+                start = 0
+            else:
+                self._entries[self._start : start] = [_GONE] * (start - self._start)
+            self._start = start
+
+    def after(self, position: int, count: int) -> Sequence[Committed]:
+        """At most ``count`` transactions from the one that holds ``position + 1``, if it does.
+
+        Empty when that is not here: it was given up, or is not committed.
+        """
+        with self._lock:
+            start = bisect_right(self._lasts, position, self._start)
+            found = self._entries[start : start + count]
+        if found and found[0].transaction.record.first_offset > position + 1:
+            return ()
+        return found
+
+
+_GONE: Any = None

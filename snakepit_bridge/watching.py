@@ -1,0 +1,251 @@
+"""WatchVariables without a transport: where a watch begins, what it sends, how it ends.
+
+::
+
+    admit ─▶ find the log ─▶ check the bookmark ─▶ initial values ─▶ turns of the cursor ─▶ end
+                                                                    (``watch_hub``)
+
+A watch ends well with its session, and with ``WatchClosed`` and a bookmark when the bridge
+stops or its life is over; any other error says that it cannot go on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from snakepit_bridge.errors import EpochMismatch, SessionNotFound, WatchClosed
+from snakepit_bridge.events.codec import is_absent
+from snakepit_bridge.events.committer import Committer
+from snakepit_bridge.events.cursor import (
+    Behind,
+    Bookmark,
+    Cursor,
+    Place,
+    check_of,
+    find_place,
+)
+from snakepit_bridge.events.gate import Gate
+from snakepit_bridge.events.loaded import LoadedLog
+from snakepit_bridge.events.model import LogId
+from snakepit_bridge.events.pages import Pages
+from snakepit_bridge.events.projection import VariableState
+from snakepit_bridge.events.reading import completed, state_after_event
+from snakepit_bridge.limits import Limits
+from snakepit_bridge.sessions import LoadTask
+from snakepit_bridge.watch_hub import Hub, Watch
+from snakepit_bridge.watch_wire import Updates, WatchRequest, read_watch
+
+__all__ = ["Send", "Stream", "Watches"]
+
+T = TypeVar("T")
+
+Send = Callable[[bytes], Awaitable[None]]
+Stream = Callable[[bytes, str, Send], Awaitable[None]]
+"""A method that gets a request, the name of its connection, and what sends an answer."""
+
+UPDATES_A_TURN = 16
+
+READERS = 2
+"""Threads that read the log for watches."""
+
+
+class Watches:
+    """The method WatchVariables, on one event loop."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        gate: Gate,
+        loop: asyncio.AbstractEventLoop,
+        limits: Limits,
+    ) -> None:
+        self._committer = committer
+        self.engine = committer.engine
+        self._gate = gate
+        self.loop = loop
+        self.hub = Hub(committer, loop, limits)
+        self.pages = Pages(committer.engine)
+        self.lifetime = limits.watch_lifetime
+        self._readers = ThreadPoolExecutor(READERS, "watch")
+
+    async def close(self) -> None:
+        """End every watch, with its bookmark, within a moment."""
+        await self.hub.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def watch_variables(self, raw: bytes, connection: str, send: Send) -> None:
+        """Send what a WatchVariablesRequest asks for, until the session ends."""
+        request = read_watch(raw)
+        del raw
+        with self.hub.admitted(request.session_id, connection):
+            log = await self._begin(request)
+            try:
+                await self._run(request, log, send)
+            finally:
+                log.unwatch()
+
+    async def _begin(self, request: WatchRequest) -> LoadedLog:
+        """The log, which stays in memory until ``unwatch``."""
+        while True:
+            log = await self._find_log(request)
+            log.watch()
+            if log.committed.ended or self._committer.peek(request.session_id) is log:
+                return log
+            log.unwatch()  # it left memory meanwhile
+
+    async def _find_log(self, request: WatchRequest) -> LoadedLog:
+        session_id, epoch = request.session_id, request.log_epoch
+        log = self._committer.loaded(session_id)
+        if log is None:
+            await self._gate.submit(LoadTask(session_id))
+            log = self._committer.loaded(session_id)
+        if epoch and (log is None or epoch != log.id.epoch):
+            return await self.read(self._ended_log, LogId(session_id, epoch), log)
+        if log is None or (log.committed.ended and not epoch):
+            raise SessionNotFound(session_id)
+        return log
+
+    def _ended_log(self, log_id: LogId, newest: LoadedLog | None) -> LoadedLog:
+        """An earlier log of a session, which is only read."""
+        at = self.engine.head(log_id)
+        if at is None:
+            session_id, epoch = log_id
+            raise EpochMismatch(session_id, epoch, newest.id.epoch if newest is not None else "")
+        log = LoadedLog(log_id)
+        log.base = at.base
+        log.committed.head, log.committed.digest = at.head, at.digest
+        log.committed.ended = "ended"
+        return log
+
+    async def _run(self, request: WatchRequest, log: LoadedLog, send: Send) -> None:
+        selection = self.hub.selection(request.identifiers, request.kinds)
+        place, variables = await self._start(request, log)
+        watch = _Running(self, request, Cursor(log, selection, place), send)
+        with self.hub.joined(watch):
+            wanted = [variable for variable in variables if selection.takes(variable.definition)]
+            await watch.send_initial(wanted, place)
+            await watch.follow()
+
+    async def _start(
+        self, request: WatchRequest, log: LoadedLog
+    ) -> tuple[Place, Sequence[VariableState]]:
+        """Where to begin, and the variables as they are there, if they are asked for."""
+        after = request.after
+        with log.lock:
+            state = log.committed
+            head = Place(state.head, state.digest, inside=False)
+            current = list(state.variables.values()) if request.initial_values else []
+        if after is None:
+            place = head
+        else:
+            place = await self.read(find_place, self.engine, log, after, request.check)
+        at_hand = place.offset == head.offset and self._committer.peek(request.session_id) is log
+        if request.initial_values and not at_hand:
+            state = await self.read(state_after_event, self.engine, log.id, place.offset)
+            current = list(state.variables.values())
+        return place, current
+
+    def read(self, read: Callable[..., T], *arguments: Any) -> Awaitable[T]:  # noqa: ANN401 - its own
+        """Read the log on another thread."""
+        return self.loop.run_in_executor(self._readers, read, *arguments)
+
+
+class _Running(Watch):
+    """One watch from its first initial value to its end."""
+
+    __slots__ = (
+        "_asked_caught_up",
+        "_ends",
+        "_heartbeat",
+        "_heartbeat_due",
+        "_kept",
+        "_send",
+        "_updates",
+        "_watches",
+    )
+
+    def __init__(self, watches: Watches, request: WatchRequest, cursor: Cursor, send: Send) -> None:
+        now = watches.loop.time()
+        self._watches = watches
+        self._send = send
+        self._updates = Updates(cursor.log.id.epoch, request.max_value)
+        self._kept: Bookmark | None = None
+        """What the client is to keep by now."""
+        self._asked_caught_up = request.caught_up
+        self._heartbeat = request.heartbeat
+        self._heartbeat_due = now + request.heartbeat
+        self._ends = now + (watches.lifetime or math.inf)
+        super().__init__(cursor, min(self._heartbeat_due, self._ends))
+
+    async def send_initial(self, variables: Sequence[VariableState], place: Place) -> None:
+        """Send the state where the watch begins."""
+        engine, hub, initial = self._watches.engine, self._watches.hub, self._updates.initial
+        bookmark = Bookmark(place.offset, check_of(place.digest))
+        rest = len(variables)
+        for start in range(0, rest, UPDATES_A_TURN):
+            await hub.turn(self, asleep=False)
+            try:
+                self._go_on()
+                for variable in variables[start : start + UPDATES_A_TURN]:
+                    rest -= 1
+                    shown = variable
+                    if is_absent(shown.value):
+                        shown = await self._watches.read(completed, shown, engine.large_values)
+                    await self._send(initial(shown, place.offset, None if rest else bookmark))
+            finally:
+                hub.done(self)
+        self._kept = bookmark
+
+    async def follow(self) -> None:
+        """Send what comes after, to the end of the session."""
+        cursor, hub, pages = self.cursor, self._watches.hub, self._watches.pages
+        asleep = behind = False
+        while not cursor.ended:
+            if behind:
+                await self._watches.read(pages.read, cursor.log, cursor.position)
+            await hub.turn(self, asleep=asleep)
+            try:
+                asleep, behind = await self._take_turn(), False
+            except Behind:
+                asleep, behind = False, True
+            finally:
+                hub.done(self)
+
+    async def _take_turn(self) -> bool:
+        """Send a little; gives whether there is no more for now."""
+        cursor = self.cursor
+        if cursor.bookmark is not None:
+            self._go_on()
+        for update in cursor.take(self._watches.pages, self._updates.change, UPDATES_A_TURN):
+            await self._send(update)
+        if cursor.bookmark is not None:
+            self._kept = cursor.bookmark
+            await self._mark(cursor.bookmark)
+        return cursor.at_head
+
+    async def _mark(self, bookmark: Bookmark) -> None:
+        """Say that everything up to here was delivered, if it is time."""
+        if self._asked_caught_up and self.cursor.at_head:
+            self._asked_caught_up = False
+            await self._send(self._updates.mark("caught_up", bookmark))
+        now = self._watches.loop.time()
+        if now >= self._heartbeat_due:
+            self._heartbeat_due = now + self._heartbeat
+            self.due = min(self._heartbeat_due, self._ends)
+            await self._send(self._updates.mark("heartbeat", bookmark))
+
+    def _go_on(self) -> None:
+        """:raises WatchClosed: the bridge stops, or this has been open long enough."""
+        epoch = self.cursor.log.id.epoch
+        if self._watches.hub.closing:
+            raise WatchClosed("the bridge is shutting down", epoch, self._kept)
+        if self._watches.loop.time() >= self._ends:
+            raise WatchClosed(
+                f"the watch has been open for {self._watches.lifetime:g} s (--watch-max-lifetime)",
+                epoch,
+                self._kept,
+            )
