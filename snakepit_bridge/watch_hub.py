@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 
 from snakepit_bridge.errors import ResourceExhausted, quote
 from snakepit_bridge.events.committer import Committer
-from snakepit_bridge.events.cursor import Bookmark, Cursor, check_of
+from snakepit_bridge.events.cursor import Cursor
 from snakepit_bridge.events.model import LogId
 from snakepit_bridge.events.recent import Watched
 from snakepit_bridge.events.ring import Committed
@@ -32,7 +32,7 @@ from snakepit_bridge.limits import Limits
 
 __all__ = ["Hub", "Watch"]
 
-TURNS = 32
+TURNS = 16
 """How many watches may write at a time."""
 
 LONGEST_TURN = 0.005
@@ -77,8 +77,8 @@ class _Channel:
 
     def __init__(self, log: LogId) -> None:
         self.log = log
-        self.passed: Bookmark | None = None
-        """Up to here whoever is asleep wants nothing; ``None`` = nobody looked."""
+        self.passed: tuple[int, bytes] | None = None
+        """Offset and digest up to which whoever is asleep wants nothing; ``None`` = not known."""
         self.groups: dict[Selection, _Group] = {}
         self._by_identifier: dict[str, set[_Group]] = {}
         self._by_name: set[_Group] = set()
@@ -274,26 +274,26 @@ class Hub:
     def _look(self, channel: _Channel, committed: Sequence[Committed]) -> None:
         passed = channel.passed
         first = committed[0].transaction.record.first_offset if committed else 0
-        if passed is not None and first == passed.offset + 1:
+        if passed is not None and first == passed[0] + 1:
             for group in channel.wanted_by(committed):
                 self._wake_all(group, passed)
         else:
             for group in channel.groups.values():
                 self._wake_all(group, None)
         last = committed[-1].transaction if committed else None
-        channel.passed = last and Bookmark(last.last_offset, check_of(last.digest))
+        channel.passed = (last.last_offset, last.digest) if last is not None else None
 
-    def _wake_all(self, group: _Group, passed: Bookmark | None) -> None:
+    def _wake_all(self, group: _Group, passed: tuple[int, bytes] | None) -> None:
         for watch in group.asleep:
             self._skip(watch, passed)
             self._waiting.append(watch)
         group.asleep.clear()
 
     @staticmethod
-    def _skip(watch: Watch, passed: Bookmark | None) -> None:
+    def _skip(watch: Watch, passed: tuple[int, bytes] | None) -> None:
         """What was looked at while it slept, it need not look at again."""
-        if passed is not None and passed.offset > watch.cursor.position:
-            watch.cursor.skip_to(passed)
+        if passed is not None and passed[0] > watch.cursor.position:
+            watch.cursor.skip_to(*passed)
 
     def _set_alarm(self, watch: Watch) -> None:
         first = self._alarms[0] if self._alarms else None

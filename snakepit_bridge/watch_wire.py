@@ -143,18 +143,21 @@ class Updates:
         if variable is None:
             raise AssertionError("only changes of variables are wanted")
         (kind, body), values = fact_at(transaction, offset)
-        view = views.VariableUpdateView(
-            variable_id=variable.definition.id,
-            update_source=record.source,
-            update_metadata=record.metadata,
-            update_type=_TYPES[kind],
-            offset=offset,
-            log_epoch=self._epoch,
-            transaction=record.first_offset,
-            correlation_id=record.correlation_id,
-            traceparent=record.traceparent,
-        )
-        view.timestamp.FromNanoseconds(record.time_unix_nanos)
+        view = views.VariableUpdateView()
+        view.variable_id = variable.definition.id
+        view.update_source = record.source
+        if record.metadata:
+            view.update_metadata.update(record.metadata)
+        view.update_type = _TYPES[kind]
+        view.offset = offset
+        view.log_epoch = self._epoch
+        view.transaction = record.first_offset
+        if record.correlation_id:
+            view.correlation_id = record.correlation_id
+        if record.traceparent:
+            view.traceparent = record.traceparent
+        timestamp = view.timestamp
+        timestamp.seconds, timestamp.nanos = divmod(record.time_unix_nanos, 1_000_000_000)
         _keep(view, bookmark_at(entry, index, last=last))
         if kind == "variable_deleted":
             id_, name, type_, _, _ = variable.definition
@@ -197,13 +200,13 @@ class Updates:
         old: Value | None,
     ) -> bytes:
         """The update with its variable and old value, which are copied only here."""
-        if variable is not None:
-            omitted = self._is_too_large(variable.value)
-            about = [without_value(variable)] if omitted else variable_parts(variable)
-        else:
-            omitted = False
-        about = about or []
-        parts = [b"", prefix(_VARIABLE, sum(map(len, about))), *about]
+        omitted = False
+        if about is None and variable is not None:
+            if self._is_too_large(variable.value):
+                omitted, about = True, [without_value(variable)]
+            else:
+                about = variable_parts(variable)
+        parts = [b"", prefix(_VARIABLE, sum(map(len, about or ()))), *(about or ())]
         if old is not None:
             if self._is_too_large(old) or self._bursts(parts, old):
                 omitted = True
@@ -211,7 +214,8 @@ class Updates:
                 parts += (prefix(_OLD_VALUE, len(old.any)), old.any)
                 if old.binary:
                     parts += (prefix(_OLD_BINARY_VALUE, len(old.binary)), old.binary)
-        view.value_omitted = omitted
+        if omitted:
+            view.value_omitted = True
         parts[0] = view.SerializeToString()
         return b"".join(parts)
 

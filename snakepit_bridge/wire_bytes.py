@@ -8,6 +8,8 @@ fields come in any order.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 __all__ = ["LARGE", "cut_out", "prefix"]
 
 LARGE = 65_536
@@ -48,6 +50,7 @@ def cut_out(raw: bytes, number: int) -> tuple[bytes, bytes]:
     return b"".join(kept), bytes(content)
 
 
+@lru_cache
 def prefix(number: int, size: int) -> bytes:
     """What stands before a bytes field of so many bytes."""
     return _varint_bytes(number << 3 | _BYTES) + _varint_bytes(size)

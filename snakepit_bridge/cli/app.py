@@ -161,6 +161,23 @@ def serve(
     snapshot_every: Annotated[
         int, _limit("SNAPSHOT_EVERY", "Events between two snapshots of a session.", min=1)
     ] = DEFAULTS.snapshot_every,
+    max_watches: Annotated[int, _limit("MAX_WATCHES", "Open watches.", min=1)] = DEFAULTS.watches,
+    max_watches_per_session: Annotated[
+        int, _limit("MAX_WATCHES_PER_SESSION", "Open watches of one session.", min=1)
+    ] = DEFAULTS.watches_per_session,
+    max_watches_per_connection: Annotated[
+        int, _limit("MAX_WATCHES_PER_CONNECTION", "Open watches on one connection.", min=1)
+    ] = DEFAULTS.watches_per_connection,
+    watch_max_lifetime: Annotated[
+        float,
+        _limit(
+            "WATCH_MAX_LIFETIME",
+            "End watches, with a bookmark to go on from, that are open for so long; 0 = never.",
+            parser=duration,
+            metavar="AGE",
+            default="1h",
+        ),
+    ] = DEFAULTS.watch_lifetime,
 ) -> None:
     """Serve until SIGTERM or SIGINT (Ctrl-C).
 
@@ -184,6 +201,10 @@ def serve(
         snapshot_every,
         session_ttl,
         optimization_ttl,
+        max_watches,
+        max_watches_per_session,
+        max_watches_per_connection,
+        watch_max_lifetime,
     )
     if limits.value_size > limits.message_size:
         raise typer.BadParameter(

@@ -41,8 +41,8 @@ __all__ = [
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-AT_ONCE = 64
-"""Transactions that are looked at in one go."""
+AT_ONCE = 16
+"""Transactions that are looked at in one go, at least."""
 
 
 LARGE = 64 * 1024
@@ -150,14 +150,14 @@ def _earlier(engine: EventLog, log: LoadedLog, after: int) -> Place:
 
 
 class Cursor:
-    __slots__ = ("_last_wanted", "bookmark", "ended", "log", "position", "selection")
+    __slots__ = ("_digest", "_last_wanted", "ended", "log", "position", "selection")
 
     def __init__(self, log: LoadedLog, selection: Selection, place: Place) -> None:
         self.log = log
         self.selection = selection
         self.position, digest, inside = place
-        self.bookmark = None if inside else Bookmark(self.position, check_of(digest))
-        """The one of this position; ``None`` inside a transaction."""
+        self._digest = b"" if inside else digest
+        """Of the record that ends here; empty inside of one."""
         self.ended = log.committed.ended != "" and self.at_head
         """Whether the end of the session was passed."""
         self._last_wanted = 0
@@ -168,9 +168,19 @@ class Cursor:
         """Whether everything that is committed was passed."""
         return self.position >= self.log.told
 
-    def skip_to(self, bookmark: Bookmark) -> None:
-        """Pass what somebody else found not to be wanted."""
-        self.position, self.bookmark = bookmark.offset, bookmark
+    @property
+    def lag(self) -> int:
+        """Events between here and the head."""
+        return max(0, self.log.told - self.position)
+
+    @property
+    def bookmark(self) -> Bookmark | None:
+        """The one of this position; ``None`` inside a transaction."""
+        return Bookmark(self.position, check_of(self._digest)) if self._digest else None
+
+    def skip_to(self, offset: int, digest: bytes) -> None:
+        """Pass what somebody else found not to be wanted, up to the end of a record."""
+        self.position, self._digest = offset, digest
 
     def take(self, pages: Pages, show: Show[T], count: int) -> list[T]:
         """What is wanted of the next transactions, ``count`` at most; empty at the head.
@@ -180,7 +190,7 @@ class Cursor:
         :raises Behind: the next transaction is neither in the ring nor in a page that was read.
         """
         taken: list[T] = []
-        for entry in self._next(pages):
+        for entry in self._next(pages, count):
             if len(taken) >= count or (taken and entry.size > LARGE):
                 break
             if len(entry.shown) == 1:
@@ -189,15 +199,16 @@ class Cursor:
                 self._pass_many(entry, show, taken, count)
         return taken
 
-    def _next(self, pages: Pages) -> Sequence[Committed]:
+    def _next(self, pages: Pages, count: int) -> Sequence[Committed]:
         if self.at_head:
             return ()
         log = self.log
+        at_once = max(count, AT_ONCE)
         found: Sequence[Committed] = ()
         if log.ring is not None:
-            found = log.ring.after(self.position, AT_ONCE)
+            found = log.ring.after(self.position, at_once)
         if not found:
-            found = pages.find(log.id, self.position, AT_ONCE)
+            found = pages.find(log.id, self.position, at_once)
             if not found:
                 raise Behind
         return found
@@ -219,7 +230,7 @@ class Cursor:
             if not self._wants(entry, at):
                 continue
             if len(taken) >= count:
-                self.position, self.bookmark, self._last_wanted = first + at - 1, None, last
+                self.position, self._digest, self._last_wanted = first + at - 1, b"", last
                 return
             taken.append(show(entry, at, last=first + at == last))
         self._last_wanted = 0
@@ -228,7 +239,7 @@ class Cursor:
     def _arrive(self, entry: Committed) -> None:
         transaction = entry.transaction
         self.position = transaction.last_offset
-        self.bookmark = Bookmark(transaction.last_offset, check_of(transaction.digest))
+        self._digest = transaction.digest
         if transaction.facts[-1][0] == "session_ended":
             self.ended = True
 

@@ -47,6 +47,11 @@ class Gate:
         self._under_way = 0
         self._peak = 1.0
 
+    @property
+    def busy(self) -> bool:
+        """Whether any call is under way."""
+        return self._under_way > 0
+
     def submit(self, task: Task, size: int = 0) -> asyncio.Future[Any]:
         """Queue a task; the future gets its result or its ``BridgeError``.
 

@@ -24,10 +24,10 @@ from snakepit_bridge.events.ring import Committed, committed
 __all__ = ["Pages"]
 
 PAGE_EVENTS = 1_000
-PAGE_BYTES = 1024 * 1024
+PAGE_BYTES = 4 * 1024 * 1024
 """A page ends with the transaction that reaches one of these."""
 
-KEPT_BYTES = 32 * 1024 * 1024
+KEPT_BYTES = 16 * 1024 * 1024
 """Of all pages that are kept; the newest one always is."""
 
 KEPT_STATES = 4

@@ -381,7 +381,7 @@ def fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value
     """The event at an offset of a transaction, and the values that it names."""
     index = offset - transaction.record.first_offset
     facts = transaction.facts
-    start = sum(_count(fact) for fact in facts[:index])
+    start = sum(_count(fact) for fact in facts[:index]) if index else 0
     return facts[index], transaction.values[start : start + _count(facts[index])]
 
 

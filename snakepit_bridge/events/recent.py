@@ -14,8 +14,9 @@ from snakepit_bridge.events.ring import Committed, Ring
 
 __all__ = ["Recent", "Watched", "WhenCommitted"]
 
-RECENT_BYTES = 64 * 1024 * 1024
-"""Of all rings together: about 20,000 sets of short values."""
+RECENT_BYTES = 16 * 1024 * 1024
+"""Of all rings together: about 7,000 sets of short values. Larger rings save little, as pages
+are shared, and give the garbage collector more to look at."""
 
 Watched = Sequence[tuple[LoadedLog, Sequence[Committed]]]
 """Watched logs that moved and what was committed of each; nothing, where it has to be read from
