@@ -33,8 +33,8 @@ class Limits(NamedTuple):
     """How long an optimizer that does nothing keeps others from writing."""
     watches: int = 10_000
     """Open ones; each takes about 40 kB of memory."""
-    watches_per_session: int = 5_000
-    watches_per_connection: int = 5_000
+    session_watches: int = 5_000
+    connection_watches: int = 5_000
     """Elixir shares one connection, and those it abandons stay open until their deadline."""
     watch_lifetime: float = 3_600
     """How long a watch may be open; 0 = for ever."""

@@ -164,13 +164,13 @@ class Hub:
             (len(self._open), limits.watches, "on this bridge (--max-watches)"),
             (
                 in_session[session_id],
-                limits.watches_per_session,
-                f"on session {quote(session_id)} (--max-watches-per-session)",
+                limits.session_watches,
+                f"on session {quote(session_id)} (--max-session-watches)",
             ),
             (
                 on_connection[connection],
-                limits.watches_per_connection,
-                "on this connection (--max-watches-per-connection)",
+                limits.connection_watches,
+                "on this connection (--max-connection-watches)",
             ),
         ):
             if number >= most:

@@ -343,6 +343,10 @@ CHOSEN: list[tuple[str, str, dict[str, Any]]] = [
     ("retention_age", "1.5d", {"retention_age": 129_600.0}),
     ("retention_age", "0", {"retention_age": 0.0}),
     ("snapshot_every", "9", {"snapshot_every": 9}),
+    ("max_watches", "10", {"watches": 10}),
+    ("max_session_watches", "11", {"session_watches": 11}),
+    ("max_connection_watches", "12", {"connection_watches": 12}),
+    ("watch_max_lifetime", "90m", {"watch_lifetime": 5_400.0}),
 ]
 
 
@@ -358,6 +362,10 @@ def test_without_flags_the_limits_are_those_of_the_wire_contract() -> None:
             snapshot_every=10_000,
             session_ttl=3_600,
             optimization_ttl=300,
+            watches=10_000,
+            session_watches=5_000,
+            connection_watches=5_000,
+            watch_lifetime=3_600,
         )
         == DEFAULTS
     )
@@ -400,6 +408,8 @@ NO_SIZE, NO_DURATION = "is no size", "is no duration"
         *[("max_sessions", given, "1") for given in ("0", "-5")],
         *[("max_variables", given, "valid int") for given in ("1.5", "many", "")],
         ("snapshot_every", "0", "1"),
+        *[("max_watches", given, "1") for given in ("0", "-1")],
+        ("watch_max_lifetime", "-1h", NO_DURATION),
         *[("session_ttl", given, NO_DURATION) for given in ("-1", "soon", "nan", "inf", "1e9")],
         *[("optimization_ttl", given, NO_DURATION) for given in ("5 parsecs", "", "5m30s")],
         *[("retention_age", given, NO_DURATION) for given in ("7 days", "-7d", "None")],

@@ -60,3 +60,51 @@ def test_a_session_used_since_upkeep_looked_does_not_expire(use: str) -> None:
         log.touched = False
         upkeep._expire(now[0])
         assert not log.committed.live
+
+
+def test_a_session_that_is_watched_stays_in_memory() -> None:
+    direct, log = begun(MemoryLog())
+    with direct:
+        log.watch()
+        direct.perform(direct.committer.evict, [log])
+        assert direct.committer.peek("s") is log
+        log.unwatch()
+        direct.perform(direct.committer.evict, [log])
+        assert direct.committer.peek("s") is None
+
+
+def test_a_session_that_is_watched_does_not_expire() -> None:
+    now = [0.0]
+    direct, log = begun(MemoryLog())
+    with direct:
+        limits = Limits(session_ttl=HOUR)
+        upkeep = Upkeep(direct.committer, limits, idle=9 * HOUR, monotonic=lambda: now[0])
+        upkeep.tick()
+        now[0] += HOUR + 60
+        log.watch()
+        upkeep._expire(now[0])
+        assert log.committed.live
+        log.unwatch()
+        log.touched = False
+        upkeep._expire(now[0])
+        assert not log.committed.live
+
+
+def test_a_watch_counts_as_use() -> None:
+    now = [0.0]
+    direct, log = begun(MemoryLog())
+    with direct:
+        limits = Limits(session_ttl=HOUR)
+        upkeep = Upkeep(direct.committer, limits, idle=9 * HOUR, monotonic=lambda: now[0])
+        log.watch()
+        for _ in range(4):
+            now[0] += HOUR * 0.75
+            upkeep.tick()
+        log.unwatch()
+        assert log.committed.live
+        now[0] += HOUR * 0.75
+        upkeep.tick()
+        assert log.committed.live
+        now[0] += HOUR * 0.75
+        upkeep.tick()
+        assert not log.committed.live

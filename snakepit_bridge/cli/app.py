@@ -162,12 +162,12 @@ def serve(
         int, _limit("SNAPSHOT_EVERY", "Events between two snapshots of a session.", min=1)
     ] = DEFAULTS.snapshot_every,
     max_watches: Annotated[int, _limit("MAX_WATCHES", "Open watches.", min=1)] = DEFAULTS.watches,
-    max_watches_per_session: Annotated[
-        int, _limit("MAX_WATCHES_PER_SESSION", "Open watches of one session.", min=1)
-    ] = DEFAULTS.watches_per_session,
-    max_watches_per_connection: Annotated[
-        int, _limit("MAX_WATCHES_PER_CONNECTION", "Open watches on one connection.", min=1)
-    ] = DEFAULTS.watches_per_connection,
+    max_session_watches: Annotated[
+        int, _limit("MAX_SESSION_WATCHES", "Open watches of one session.", min=1)
+    ] = DEFAULTS.session_watches,
+    max_connection_watches: Annotated[
+        int, _limit("MAX_CONNECTION_WATCHES", "Open watches on one connection.", min=1)
+    ] = DEFAULTS.connection_watches,
     watch_max_lifetime: Annotated[
         float,
         _limit(
@@ -202,8 +202,8 @@ def serve(
         session_ttl,
         optimization_ttl,
         max_watches,
-        max_watches_per_session,
-        max_watches_per_connection,
+        max_session_watches,
+        max_connection_watches,
         watch_max_lifetime,
     )
     if limits.value_size > limits.message_size:
