@@ -35,7 +35,7 @@ __all__ = ["Hub", "Watch"]
 TURNS = 16
 """How many watches may write at a time."""
 
-LONGEST_TURN = 0.005
+LONGEST_TURN = 0.02
 """Seconds after which a turn goes to the next, if somebody waits for it."""
 
 BLOCKED = 0.2
@@ -262,7 +262,8 @@ class Hub:
 
     def _tell(self, watched: Watched) -> None:
         """Pass it on to the loop; on the committer's thread."""
-        self._loop.call_soon_threadsafe(self._committed, watched)
+        if self._channels:
+            self._loop.call_soon_threadsafe(self._committed, watched)
 
     def _committed(self, watched: Watched) -> None:
         for log, committed in watched:

@@ -215,7 +215,7 @@ class _Running(Watch):
         cursor, hub, pages = self.cursor, self._watches.hub, self._watches.pages
         loop = self._watches.loop
         asleep = behind = False
-        while not cursor.ended:
+        while True:
             if behind:
                 await self._watches.read(pages.read, cursor.log, cursor.position)
             await hub.turn(self, asleep=asleep)
@@ -226,6 +226,8 @@ class _Running(Watch):
                 asleep, behind = False, True
             finally:
                 hub.done(self)
+            if cursor.ended:
+                return
             if cursor.lag > LAGGING and self._watches.gate.busy:
                 # What is long past may take a little longer; who writes now should not.
                 await asyncio.sleep(min(REST * (loop.time() - begun), LONGEST_REST))
@@ -233,7 +235,7 @@ class _Running(Watch):
     async def _take_turn(self) -> bool:
         """Send a little; gives whether there is no more for now."""
         cursor = self.cursor
-        if cursor.bookmark is not None:
+        if cursor.bookmark is not None or cursor.lag > LAGGING:
             self._go_on()
         for update in cursor.take(self._watches.pages, self._updates.change, UPDATES_A_TURN):
             await self._send(update)

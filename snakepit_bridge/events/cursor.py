@@ -22,8 +22,9 @@ from typing import NamedTuple, Protocol, TypeVar
 from snakepit_bridge.errors import DataLoss, FailedPrecondition, OffsetOutOfRange
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.model import LogHead
 from snakepit_bridge.events.pages import Pages
-from snakepit_bridge.events.reading import cut_away
+from snakepit_bridge.events.reading import cut_away, no_longer_kept
 from snakepit_bridge.events.ring import Committed
 from snakepit_bridge.events.selection import Selection
 
@@ -41,8 +42,8 @@ __all__ = [
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
-AT_ONCE = 16
-"""Transactions that are looked at in one go, at least."""
+AT_ONCE = 256
+"""Transactions that are looked at in one go; where nothing is wanted it takes 0.1 ms."""
 
 
 LARGE = 64 * 1024
@@ -105,6 +106,8 @@ def find_place(engine: EventLog, log: LoadedLog, after: int, check: int) -> Plac
     """
     with log.lock:
         head, digest = log.committed.head, log.committed.digest
+    if after < log.base:
+        raise cut_away(LogHead(log.id, head, digest, log.base), after + 1)
     if after > head:
         raise OffsetOutOfRange(
             f"offset {after} lies in the future: the log {log.id.epoch} has offsets "
@@ -136,9 +139,7 @@ def _earlier(engine: EventLog, log: LoadedLog, after: int) -> Place:
             return Place(after, record.digest, inside=record.last_offset != after)
     at = engine.head(log.id)
     if at is None:
-        raise FailedPrecondition(
-            f"the log {log.id.epoch} is no longer kept: watch the session anew", field="log_epoch"
-        )
+        raise no_longer_kept(log.id)
     if after == at.base:
         return Place(after, at.base_digest, inside=False)
     if after < at.base:
@@ -190,7 +191,7 @@ class Cursor:
         :raises Behind: the next transaction is neither in the ring nor in a page that was read.
         """
         taken: list[T] = []
-        for entry in self._next(pages, count):
+        for entry in self._next(pages):
             if len(taken) >= count or (taken and entry.size > LARGE):
                 break
             if len(entry.shown) == 1:
@@ -199,16 +200,15 @@ class Cursor:
                 self._pass_many(entry, show, taken, count)
         return taken
 
-    def _next(self, pages: Pages, count: int) -> Sequence[Committed]:
+    def _next(self, pages: Pages) -> Sequence[Committed]:
         if self.at_head:
             return ()
         log = self.log
-        at_once = max(count, AT_ONCE)
         found: Sequence[Committed] = ()
         if log.ring is not None:
-            found = log.ring.after(self.position, at_once)
+            found = log.ring.after(self.position, AT_ONCE)
         if not found:
-            found = pages.find(log.id, self.position, at_once)
+            found = pages.find(log.id, self.position, AT_ONCE)
             if not found:
                 raise Behind
         return found

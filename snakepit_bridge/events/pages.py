@@ -13,25 +13,26 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from snakepit_bridge.errors import FailedPrecondition
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import LogId
 from snakepit_bridge.events.projection import SessionState, arrive, change
-from snakepit_bridge.events.reading import fold, state_at
+from snakepit_bridge.events.reading import fold, no_longer_kept, state_at
 from snakepit_bridge.events.ring import Committed, committed
 
 __all__ = ["Pages"]
 
-PAGE_EVENTS = 1_000
-PAGE_BYTES = 4 * 1024 * 1024
+PAGE_EVENTS = 250
+PAGE_BYTES = 1024 * 1024
 """A page ends with the transaction that reaches one of these."""
 
-KEPT_BYTES = 16 * 1024 * 1024
-"""Of all pages that are kept; the newest one always is."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""Of all pages that are kept, about 60; the newest one always is."""
 
-KEPT_STATES = 4
-"""States from which reading goes on; another place in a log costs a snapshot and its tail."""
+KEPT_STATES = 64
+KEPT_VARIABLES = 100_000
+"""States from which reading goes on, and variables in all of them; the newest one always is.
+Reading elsewhere in a log costs a snapshot and its tail, up to 50 ms."""
 
 
 class _Page(NamedTuple):
@@ -56,7 +57,7 @@ class Pages:
         self._of: dict[LogId, list[int]] = {}
         """Of each log, the sorted offsets before its pages."""
         self._size = 0
-        self._states: deque[tuple[LogId, SessionState]] = deque(maxlen=KEPT_STATES)
+        self._states: deque[tuple[LogId, SessionState]] = deque()
         """Where pages ended; used under ``_reading`` only."""
 
     def find(self, log: LogId, position: int, count: int) -> Sequence[Committed]:
@@ -92,7 +93,7 @@ class Pages:
         entries: list[Committed] = []
         after, size, events = state.head, 0, 0
         previous = state.digest
-        for transaction in fold(self._engine, log.id, after, previous):
+        for transaction in fold(self._engine, log.id, after, previous, page=PAGE_EVENTS):
             if transaction.last_offset > head:
                 break
             entry = committed(transaction, change(state, transaction), previous)
@@ -107,11 +108,8 @@ class Pages:
             if events >= PAGE_EVENTS or size >= PAGE_BYTES:
                 break
         if not entries:
-            raise FailedPrecondition(
-                f"the log {log.id.epoch} is no longer kept: watch the session anew",
-                field="log_epoch",
-            )
-        self._states.append((log.id, state))
+            raise no_longer_kept(log.id)
+        self._keep_state(log.id, state)
         return _Page(after, entries, [entry.transaction.last_offset for entry in entries], size)
 
     def _state(self, log: LogId, position: int) -> SessionState:
@@ -122,6 +120,13 @@ class Pages:
                 self._states.remove(kept)
                 return state
         return state_at(self._engine, log, position, values=False)
+
+    def _keep_state(self, log: LogId, state: SessionState) -> None:
+        states = self._states
+        states.append((log, state))
+        variables = sum(len(kept.variables) for _, kept in states)
+        while len(states) > 1 and (len(states) > KEPT_STATES or variables > KEPT_VARIABLES):
+            variables -= len(states.popleft()[1].variables)
 
     def _keep(self, log: LogId, page: _Page) -> None:
         with self._lock:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from snakepit_bridge.errors import DataLoss, OffsetOutOfRange
+from snakepit_bridge.errors import DataLoss, FailedPrecondition, OffsetOutOfRange, quote
 from snakepit_bridge.events.codec import DIGEST_FIELDS, LargeValues, is_absent, unseal
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import (
@@ -43,6 +43,7 @@ __all__ = [
     "fact_at",
     "fold",
     "load",
+    "no_longer_kept",
     "replay",
     "state_after",
     "state_after_event",
@@ -54,23 +55,25 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-def fold(
+def fold(  # noqa: PLR0913 - two of them say where, two how
     engine: EventLog,
     log: LogId,
     after: int = 0,
     digest: bytes = GENESIS,
     *,
     values: bool = True,
+    page: int = 1_000,
 ) -> Iterator[Transaction]:
     """The transactions of a log in order, each checked against the one before.
 
     :param after: the last offset of the transaction to go on after; ``digest`` is the one there.
     :param values: whether replaced values and those stored by digest are read as well.
+    :param page: how many records are read at a time.
     :raises OffsetOutOfRange: retention has cut away what comes next.
     :raises DataLoss: naming the first bad offset.
     """
     large = engine.large_values if values else None
-    for stored in engine.records(log, after):
+    for stored in engine.records(log, after, page=page):
         if stored.first_offset != after + 1:
             raise _absent(engine, log, after + 1)
         transaction = unseal(stored, digest, large)
@@ -398,6 +401,15 @@ def cut_away(head: LogHead, offset: int) -> OffsetOutOfRange:
         first_available=head.base + 1,
         last=head.head,
         log_epoch=head.log.epoch,
+    )
+
+
+def no_longer_kept(log: LogId) -> FailedPrecondition:
+    """The refusal of a log that is gone as a whole."""
+    return FailedPrecondition(
+        f"the log {log.epoch} of session {quote(log.session_id)} is no longer kept: watch the "
+        "session anew",
+        field="log_epoch",
     )
 
 

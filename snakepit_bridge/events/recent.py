@@ -6,6 +6,7 @@ is. Belongs to the committer, whose thread alone publishes.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,8 @@ from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.ring import Committed, Ring
 
 __all__ = ["Recent", "Watched", "WhenCommitted"]
+
+logger = logging.getLogger(__name__)
 
 RECENT_BYTES = 16 * 1024 * 1024
 """Of all rings together: about 7,000 sets of short values. Larger rings save little, as pages
@@ -53,7 +56,11 @@ class Recent:
                     self._add(log.ring, entry)
                 log.told = log.committed.head
         for call in self._listeners:
-            call(watched)
+            try:
+                call(watched)
+            except Exception:
+                # It is committed; whoever cannot be told of it must not undo that.
+                logger.exception("a watcher could not be told of a commit")
 
     def _add(self, ring: Ring, entry: Committed) -> None:
         ring.push(entry)
