@@ -7,12 +7,13 @@ loop in ``step`` does as little as the protocol allows; it is written for few by
 
 from __future__ import annotations
 
-import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter_ns
 
 from benchmarks import http2
+from benchmarks.channel import Channel
 from benchmarks.errors import BenchmarkError
 from benchmarks.http2 import (
     DATA,
@@ -26,7 +27,6 @@ from benchmarks.http2 import (
 
 __all__ = ["Book", "Connection"]
 
-_RECEIVE = 1 << 18
 _FORM = END_HEADERS | PADDED | PRIORITY
 _STREAM_ID = [struct.pack(">I", stream) for stream in range(1, 4096, 2)]
 _pack_stream_id = struct.Struct(">I").pack
@@ -59,41 +59,17 @@ class Book:
         self.done_at = [0] * count
 
 
-class Connection:
-    """A connection and its closed loop: each reply is answered with the next call.
-
-    :raises BenchmarkError: it cannot connect, or, from any method, the server closed the
-        connection, broke off a call, or was silent for ``silence`` seconds.
-    """
+class Connection(Channel):
+    """A connection and its closed loop: each reply is answered with the next call."""
 
     def __init__(self, host: str, port: int, book: Book, silence: float) -> None:
         """Connect, and exchange settings."""
         self._book = book
         self._calls: list[int] = []  # the n-th stream's (id 2n + 1) call
-        self._left = b""  # the beginning of a frame whose rest has not come
         self._window = http2.INITIAL_WINDOW
         self._stream_window = http2.INITIAL_WINDOW
         self._held = 0  # calls due that the server's window does not admit
-        self._consumed = 0
-        self._silence = silence
-        self._settled = False
-        try:
-            self.socket = socket.create_connection((host, port), timeout=silence)
-        except OSError as error:
-            raise BenchmarkError(f"no connection to {host}:{port}: {error}") from error
-        # Kernel timeouts: with Python's own, every call would cost one more system call.
-        self.socket.settimeout(None)
-        limit = struct.pack("ll", int(silence), int(silence % 1 * 1e6))
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._write(http2.opening())
-        while not self._settled:
-            self.step()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self.socket.close()
+        super().__init__(host, port, silence)
 
     def start(self, count: int) -> None:
         """Put ``count`` further calls in flight, fewer if the book has no more."""
@@ -168,48 +144,12 @@ class Connection:
         book.following = following
         self._held = until - following
 
-    def _read(self) -> bytes:
-        """Wait for bytes; return them after those that were left over."""
-        try:
-            received = self.socket.recv(_RECEIVE)
-        except BlockingIOError:
-            raise BenchmarkError(f"the server was silent for {self._silence:g} s") from None
-        except OSError as error:
-            raise BenchmarkError(f"the connection broke: {error}") from error
-        if not received:
-            raise BenchmarkError("the server closed the connection")
-        return self._left + received
+    def _settle(self, settings: Mapping[int, int]) -> None:
+        self._stream_window = settings.get(4, self._stream_window)
+        if max(self._book.sizes, default=0) > self._stream_window:
+            raise BenchmarkError(
+                f"a request is larger than a stream's window ({self._stream_window} bytes)"
+            )
 
-    def _write(self, data: bytes) -> None:
-        try:
-            self.socket.sendall(data)
-        except BlockingIOError:
-            raise BenchmarkError(f"the server read nothing for {self._silence:g} s") from None
-        except OSError as error:
-            raise BenchmarkError(f"the connection broke: {error}") from error
-
-    def _other(self, kind: int, flags: int, stream: int, payload: bytes, out: list[bytes]) -> None:
-        """Deal with a frame that is no plain DATA, HEADERS or WINDOW_UPDATE frame."""
-        if kind == http2.PING:
-            if not flags & http2.ACK:
-                out.append(http2.frame(http2.PING, http2.ACK, 0, payload))
-        elif kind == http2.SETTINGS:
-            if not flags & http2.ACK:
-                settings = http2.parse_settings(payload)
-                self._stream_window = settings.get(4, self._stream_window)
-                if max(self._book.sizes, default=0) > self._stream_window:
-                    raise BenchmarkError(
-                        f"a request is larger than a stream's window ({self._stream_window} bytes)"
-                    )
-                out.append(http2.SETTINGS_ACK)
-                self._settled = True
-        elif kind == http2.RST_STREAM:
-            # After the trailers a server may ask to be sent no more: nothing was left.
-            if not self._book.done_at[self._calls[stream >> 1]]:
-                code = int.from_bytes(payload)
-                raise BenchmarkError(f"the server broke off a call (HTTP/2 error {code})")
-        elif kind == http2.GOAWAY:
-            words = payload[8:].decode(errors="replace")
-            raise BenchmarkError(f"the server said goodbye (GOAWAY {payload[4:8].hex()} {words})")
-        elif kind in {DATA, HEADERS, http2.CONTINUATION}:
-            raise BenchmarkError("the server sent padded or continued frames, which are not read")
+    def _is_done(self, stream: int) -> bool:
+        return bool(self._book.done_at[self._calls[stream >> 1]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -175,15 +176,24 @@ async def fail(context: Context, error: Exception) -> None:
     message = error.message
     if len(message.encode()) > MAX_MESSAGE:
         message = message.encode()[: MAX_MESSAGE - 3].decode("utf-8", "ignore") + "..."
-    code = grpc.StatusCode[error.code]
-    status = Status(code=code.value[0], message=message)
-    _add(status, ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.facts))
-    if error.field:
-        violation = BadRequest.FieldViolation(field=error.field, description=message)
-        _add(status, BadRequest(field_violations=[violation]))
     trailers = [(name, error.facts[name]) for name in error.trailers if name in error.facts]
-    details = ("grpc-status-details-bin", status.SerializeToString())
-    await context.abort(code, message, (*trailers, details))
+    details = _details(error.code, error.reason, message, error.field, tuple(error.facts.items()))
+    await context.abort(
+        grpc.StatusCode[error.code], message, (*trailers, ("grpc-status-details-bin", details))
+    )
+
+
+@lru_cache(maxsize=64)  # a thousand watches may end with the same words in one moment
+def _details(
+    code: str, reason: str, message: str, field: str, facts: tuple[tuple[str, str], ...]
+) -> bytes:
+    status = Status(code=grpc.StatusCode[code].value[0], message=message)
+    _add(status, ErrorInfo(reason=reason, domain=DOMAIN, metadata=dict(facts)))
+    if field:
+        violation = BadRequest.FieldViolation(field=field, description=message)
+        _add(status, BadRequest(field_violations=[violation]))
+    raw: bytes = status.SerializeToString()
+    return raw
 
 
 def _add(status: Status, detail: ErrorInfo | BadRequest) -> None:
