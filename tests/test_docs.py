@@ -124,17 +124,18 @@ def _anchor(head: str) -> str:
 _JSON_HEADS = ("type", "`Any.value` sent", "the `Any` that comes back, in hex")
 
 
-def test_the_examples_of_the_protocol_print_what_they_say(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["protocol.md", "watching.md"])
+def test_the_examples_print_what_they_say(page: str, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
     with BridgeProcess(tmp_path / "bridge.db") as bridge:
         try:
-            for language, code, printed in examples(PROTOCOL):
+            for language, code, printed in examples((ROOT / "docs" / page).read_text()):
                 here = code.replace("localhost:50050", f"localhost:{bridge.port}")
                 if language == "sh":
                     said = shell(here.replace(".venv/bin/", ""), tmp_path)
                 else:
                     with contextlib.redirect_stdout(io.StringIO()) as out:
-                        exec(compile(here, "protocol.md", "exec"), names)
+                        exec(compile(here, page, "exec"), names)
                     said = out.getvalue()
                 require_like(said, printed or "")
         finally:
@@ -238,7 +239,7 @@ def test_every_limit_that_can_be_chosen_is_in_the_table() -> None:
         wanted = getattr(DEFAULTS, name)
         # None: what follows from another option.
         assert OPTIONS[option].default in {wanted, None}, option
-        if isinstance(wanted, float) or name.endswith(("ttl", "age")):
+        if isinstance(wanted, float) or name.endswith(("ttl", "age", "lifetime")):
             assert wanted == (None if default == "none" else duration(default)), name
         else:
             assert wanted == size(default), name

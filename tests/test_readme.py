@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.bridge_process import BridgeProcess
+from tests.test_examples import wait_for_bookmark, watching
+from tests.wire_session import Session
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,7 +51,12 @@ def test_the_grpcurl_tour_works_as_written(tmp_path: Path) -> None:
     assert said.count("entries: <") == 2  # history
     assert "tuned by hand" in said[entries:]
     assert 'type_url:"dspex.variables/float" value:"0.7"' in said[entries:]
-    assert "version: 3" in said[said.rindex("variable: <") :]  # roll back
+    watched = said.index('update_type: "value_change"')
+    back = said[said.rindex("success: true", 0, watched) : watched]  # roll back
+    assert "version: 3" in back
+    assert said.count('update_type: "value_change"') == 2  # watch: the set, and the rolling back
+    assert 'update_type: "caught_up"' in said[watched:]
+    assert "resume_check: " in said[watched:]
 
 
 def test_the_quickstart_survives_kill_9(tmp_path: Path) -> None:
@@ -71,6 +78,31 @@ def test_the_quickstart_survives_kill_9(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "No bridge at" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_watcher_goes_on_after_kill_9(tmp_path: Path) -> None:
+    (line,) = (block for block in blocks("sh") if "watch.py" in block)
+    (tour,) = (block for block in blocks("sh") if "alias grpcurl" in block)
+    python, script, *arguments = line.replace("watch.json", str(tmp_path / "watch.json")).split()
+    assert (python, script) == (".venv/bin/python", "examples/watch.py")
+    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+        shell(tour.split("# Set it to something")[0], bridge.port)
+        with watching(bridge.port, *arguments) as watch:
+            watch.wait_for("temperature = 0.9")
+            bridge.kill()
+            watch.wait_for("Interrupted")
+            with BridgeProcess(tmp_path / "bridge.db", "--port", str(bridge.port)) as again:
+                Session(again, "tour").set("temperature", 1.5, "float")
+                watch.wait_for("temperature = 1.5")
+                wait_for_bookmark(tmp_path / "watch.json", 4)
+                assert watch.end() == ""
+                Session(again, "tour").set("temperature", 0.5, "float")
+                with watching(again.port, *arguments) as second:
+                    second.wait_for("temperature = 0.5")
+                    assert second.end() == ""
+                assert again.stop() == 0
+    assert watch.changes == ["initial_value temperature 0.9", "value_change temperature 1.5"]
+    assert second.changes == ["value_change temperature 0.5"]
 
 
 def example(line: str, port: int) -> subprocess.CompletedProcess[str]:
