@@ -22,10 +22,8 @@ from snakepit_bridge.events.codec import is_absent
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.cursor import (
     Behind,
-    Bookmark,
     Cursor,
     Place,
-    check_of,
     find_place,
 )
 from snakepit_bridge.events.gate import Gate
@@ -169,10 +167,10 @@ class _Running(Watch):
 
     __slots__ = (
         "_asked_caught_up",
+        "_begun",
         "_ends",
         "_heartbeat",
         "_heartbeat_due",
-        "_kept",
         "_send",
         "_updates",
         "_watches",
@@ -183,8 +181,8 @@ class _Running(Watch):
         self._watches = watches
         self._send = send
         self._updates = Updates(cursor.log.id.epoch, request.max_value)
-        self._kept: Bookmark | None = None
-        """What the client is to keep by now."""
+        self._begun = False
+        """Whether all initial values were sent, without which there is no bookmark."""
         self._asked_caught_up = request.caught_up
         self._heartbeat = request.heartbeat
         self._heartbeat_due = now + request.heartbeat
@@ -194,7 +192,7 @@ class _Running(Watch):
     async def send_initial(self, variables: Sequence[VariableState], place: Place) -> None:
         """Send the state where the watch begins."""
         engine, hub, initial = self._watches.engine, self._watches.hub, self._updates.initial
-        bookmark = Bookmark(place.offset, check_of(place.digest))
+        bookmark = self.cursor.bookmark
         rest = len(variables)
         for start in range(0, rest, UPDATES_A_TURN):
             await hub.turn(self, asleep=False)
@@ -208,7 +206,7 @@ class _Running(Watch):
                     await self._send(initial(shown, place.offset, None if rest else bookmark))
             finally:
                 hub.done(self)
-        self._kept = bookmark
+        self._begun = True
 
     async def follow(self) -> None:
         """Send what comes after, to the end of the session."""
@@ -235,34 +233,29 @@ class _Running(Watch):
     async def _take_turn(self) -> bool:
         """Send a little; gives whether there is no more for now."""
         cursor = self.cursor
-        if cursor.bookmark is not None or cursor.lag > LAGGING:
+        if cursor.at_boundary or cursor.lag > LAGGING:
             self._go_on()
         for update in cursor.take(self._watches.pages, self._updates.change, UPDATES_A_TURN):
             await self._send(update)
-        if cursor.bookmark is not None:
-            self._kept = cursor.bookmark
-            await self._mark(cursor.bookmark)
+        if cursor.at_boundary:
+            # That everything up to here was delivered is said when it is asked for, or is time.
+            if self._asked_caught_up and cursor.at_head:
+                self._asked_caught_up = False
+                await self._send(self._updates.mark("caught_up", cursor.bookmark))
+            now = self._watches.loop.time()
+            if now >= self._heartbeat_due:
+                self._heartbeat_due = now + self._heartbeat
+                self.due = min(self._heartbeat_due, self._ends)
+                await self._send(self._updates.mark("heartbeat", cursor.bookmark))
         return cursor.at_head
-
-    async def _mark(self, bookmark: Bookmark) -> None:
-        """Say that everything up to here was delivered, if it is time."""
-        if self._asked_caught_up and self.cursor.at_head:
-            self._asked_caught_up = False
-            await self._send(self._updates.mark("caught_up", bookmark))
-        now = self._watches.loop.time()
-        if now >= self._heartbeat_due:
-            self._heartbeat_due = now + self._heartbeat
-            self.due = min(self._heartbeat_due, self._ends)
-            await self._send(self._updates.mark("heartbeat", bookmark))
 
     def _go_on(self) -> None:
         """:raises WatchClosed: the bridge stops, or this has been open long enough."""
-        epoch = self.cursor.log.id.epoch
         if self._watches.hub.closing:
-            raise WatchClosed("the bridge is shutting down", epoch, self._kept)
-        if self._watches.loop.time() >= self._ends:
-            raise WatchClosed(
-                f"the watch has been open for {self._watches.lifetime:g} s (--watch-max-lifetime)",
-                epoch,
-                self._kept,
-            )
+            why = "the bridge is shutting down"
+        elif self._watches.loop.time() >= self._ends:
+            why = f"the watch has been open for {self._watches.lifetime:g} s (--watch-max-lifetime)"
+        else:
+            return
+        bookmark = self.cursor.bookmark if self._begun else None
+        raise WatchClosed(why, self.cursor.log.id.epoch, bookmark)

@@ -109,8 +109,10 @@ def taken(cursor: Cursor, pages: Pages, counts: Iterator[int]) -> list[Seen]:
             continue
         assert len(some) <= count
         found += some
-        if cursor.bookmark is not None:
+        if cursor.at_boundary:
             assert cursor.bookmark.offset == cursor.position
+        elif found:
+            assert cursor.bookmark == found[-1].bookmark
     return found
 
 
@@ -379,9 +381,11 @@ def test_selections_that_are_refused(
         Selection(identifiers, KINDS["all"])
 
 
-def test_a_place_inside_a_transaction_has_no_bookmark() -> None:
+def test_a_place_inside_a_transaction_is_no_boundary() -> None:
     log = LoadedLog(LogId("s", "e"))
     inside = Cursor(log, Selection((), KINDS["all"]), Place(3, b"d" * 32, inside=True))
-    assert inside.bookmark is None
+    assert not inside.at_boundary
+    assert inside.bookmark == Bookmark(3, check_of(b"d" * 32))
     boundary = Cursor(log, Selection((), KINDS["all"]), Place(3, b"d" * 32, inside=False))
+    assert boundary.at_boundary
     assert boundary.bookmark == Bookmark(3, check_of(b"d" * 32))

@@ -7,8 +7,8 @@ the ring, if that still reaches back so far, or else a page of the log::
 
 * It moves in the order of offsets and passes each event once; what is not wanted is passed
   silently, but counts as delivered.
-* It may stop inside a transaction, when enough was taken at once; only between two
-  transactions is it at a *boundary*, where its position and the digest are a bookmark.
+* It may stop inside a transaction, when enough was taken at once; its *bookmark* is then
+  still the one before the transaction. Only between two transactions is it at a boundary.
 * It never sees what is not committed.
 
 A cursor belongs to one thread.
@@ -151,14 +151,24 @@ def _earlier(engine: EventLog, log: LoadedLog, after: int) -> Place:
 
 
 class Cursor:
-    __slots__ = ("_digest", "_last_wanted", "ended", "log", "position", "selection")
+    __slots__ = (
+        "_digest",
+        "_kept",
+        "_last_wanted",
+        "at_boundary",
+        "ended",
+        "log",
+        "position",
+        "selection",
+    )
 
     def __init__(self, log: LoadedLog, selection: Selection, place: Place) -> None:
         self.log = log
         self.selection = selection
-        self.position, digest, inside = place
-        self._digest = b"" if inside else digest
-        """Of the record that ends here; empty inside of one."""
+        self.position, self._digest, inside = place
+        self._kept = self.position
+        """The offset of the bookmark; the digest is that of its record."""
+        self.at_boundary = not inside
         self.ended = log.committed.ended != "" and self.at_head
         """Whether the end of the session was passed."""
         self._last_wanted = 0
@@ -175,13 +185,15 @@ class Cursor:
         return max(0, self.log.told - self.position)
 
     @property
-    def bookmark(self) -> Bookmark | None:
-        """The one of this position; ``None`` inside a transaction."""
-        return Bookmark(self.position, check_of(self._digest)) if self._digest else None
+    def bookmark(self) -> Bookmark:
+        """What a watcher has to keep that got everything up to here."""
+        return Bookmark(self._kept, check_of(self._digest))
 
     def skip_to(self, offset: int, digest: bytes) -> None:
         """Pass what somebody else found not to be wanted, up to the end of a record."""
-        self.position, self._digest = offset, digest
+        self.position = self._kept = offset
+        self._digest = digest
+        self.at_boundary = True
 
     def take(self, pages: Pages, show: Show[T], count: int) -> list[T]:
         """What is wanted of the next transactions, ``count`` at most; empty at the head.
@@ -230,7 +242,8 @@ class Cursor:
             if not self._wants(entry, at):
                 continue
             if len(taken) >= count:
-                self.position, self._digest, self._last_wanted = first + at - 1, b"", last
+                self.position, self._last_wanted = first + at - 1, last
+                self.at_boundary = False
                 return
             taken.append(show(entry, at, last=first + at == last))
         self._last_wanted = 0
@@ -238,8 +251,9 @@ class Cursor:
 
     def _arrive(self, entry: Committed) -> None:
         transaction = entry.transaction
-        self.position = transaction.last_offset
+        self.position = self._kept = transaction.last_offset
         self._digest = transaction.digest
+        self.at_boundary = True
         if transaction.facts[-1][0] == "session_ended":
             self.ended = True
 
