@@ -36,12 +36,12 @@ from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import MAX_TRANSACTION
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.selection import name_filter
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.sessions import (
     LoadTask,
     find,
     head_and,
-    name_filter,
     newest_event,
     past_value,
 )

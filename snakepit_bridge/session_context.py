@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+from snakepit_bridge.changes import Changes, Start
 from snakepit_bridge.commands import (
     Command,
     DeleteVariable,
@@ -34,13 +35,14 @@ from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import versions
+from snakepit_bridge.events.selection import name_filter
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.limits import DEFAULTS
+from snakepit_bridge.observers import Dispatcher, OnChange, OnError
 from snakepit_bridge.sessions import (
     LoadTask,
     head_and,
-    name_filter,
     newest_event,
     past_value,
 )
@@ -48,13 +50,21 @@ from snakepit_bridge.upkeep import Upkeep
 from snakepit_bridge.variable_views import (
     BatchRefused,
     BatchResult,
+    Change,
     Variable,
     VariableVersion,
     as_variable,
     as_version,
 )
 
-__all__ = ["BatchRefused", "BatchResult", "SessionContext", "Variable", "VariableVersion"]
+__all__ = [
+    "BatchRefused",
+    "BatchResult",
+    "Change",
+    "SessionContext",
+    "Variable",
+    "VariableVersion",
+]
 
 T = TypeVar("T")
 
@@ -68,6 +78,7 @@ class SessionContext:
         log: EventLog | str | None = None,
         *,
         committer: Committer | None = None,
+        dispatcher: Dispatcher | None = None,
         source: str = "python",
     ) -> None:
         """Open a session.
@@ -77,6 +88,8 @@ class SessionContext:
         the session if there is none, and wants ``close()`` (or ``with``).
 
         :param committer: of a running bridge; the session is then used as it is.
+        :param dispatcher: of the same; without it the context has its own, and its own thread
+            once there is an observer, until ``close()``.
         :param source: named as the source of changes.
         :raises LogUnusable: the log cannot be opened.
         :raises InvalidRequest: the session id cannot be one.
@@ -93,6 +106,10 @@ class SessionContext:
         elif log is not None:
             raise TypeError("give a log or a committer, not both: the committer has its log")
         self._committer = committer
+        if dispatcher is not None and dispatcher.committer is not committer:
+            raise TypeError("the dispatcher is another committer's")
+        self._shares_dispatcher = dispatcher is not None
+        self._dispatcher = dispatcher or Dispatcher(committer)
         if self._owned:
             try:
                 self._submit(InitializeSession(self._envelope({}))).result()
@@ -101,7 +118,15 @@ class SessionContext:
                 raise
 
     def close(self) -> None:
-        """Commit what is queued and close the log, if this context opened it."""
+        """Drop the observers; commit what is queued and close the log, if this opened it.
+
+        What observers were not called for yet is not delivered: ``flush()`` first, where that
+        matters. Returns when the callback that runs has, unless that is what closes.
+        """
+        if self._shares_dispatcher:
+            self._dispatcher.drop(self).result()
+        else:
+            self._dispatcher.close()
         if self._owned:
             self._upkeep.stop()
             self._committer.close()
@@ -280,6 +305,102 @@ class SessionContext:
         command = await asyncio.to_thread(self._roll_back, identifier, version, metadata)
         return _shown(await self._await(command))
 
+    def watch_variable(
+        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
+    ) -> str:
+        """Have ``callback(name, old, new, metadata)`` called for each new value from now on.
+
+        It is called for what is set, one by one or in a batch, and rolled back, in the order of
+        the commits and each once, on a thread that all observers share: one at a time. It may
+        use the context, and watch and unwatch; what it raises is logged and counted. Values are
+        as ``Variable.value``; metadata are those of the change, with ``source`` and, where they
+        were given, ``correlation_id`` and ``traceparent``. It ends with the session.
+
+        :param identifier: a name, an id, or a pattern (``*`` is anything, ``?`` one character).
+            A name that does not exist is waited for, and followed when it is registered anew.
+        :param on_error: called with the error, on the same thread, should the log be lost
+            (``DataLoss``) or cut by retention (``OffsetOutOfRange``) before this came so far:
+            the observer then misses changes and has ended, which is logged as well.
+        :returns: the observer's id.
+        :raises SessionNotFound: there is no such session.
+        :raises InvalidRequest: the identifier is empty or too long.
+        :raises Unavailable: the context was closed.
+        """
+        _refuse_event_loop("watch_variable")
+        while True:
+            log = self._read("watch_variable", lambda log: log)
+            id_ = self._dispatcher.watch(self, log, identifier, callback, on_error)
+            if id_ is not None:
+                return id_
+
+    async def watch_variable_async(
+        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
+    ) -> str:
+        """``watch_variable`` for an event loop; the callback runs on the other thread, too."""
+        while True:
+            log = await self._read_async(lambda log: log)
+            id_ = self._dispatcher.watch(self, log, identifier, callback, on_error)
+            if id_ is not None:
+                return id_
+
+    def unwatch_variable(self, observer_id: str) -> bool:
+        """Have an observer called no more; gives whether there was one.
+
+        Waits for a call of it that is running, unless that is what calls this.
+        """
+        _refuse_event_loop("unwatch_variable")
+        return self._dispatcher.unwatch(self, observer_id).result()
+
+    async def unwatch_variable_async(self, observer_id: str) -> bool:
+        """``unwatch_variable`` for an event loop."""
+        return await asyncio.wrap_future(self._dispatcher.unwatch(self, observer_id))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until observers of this session were called for all that is committed now.
+
+        :param timeout: seconds; ``None`` = any time.
+        :raises TimeoutError: they were not.
+        :raises RuntimeError: called from a callback, which would wait for itself.
+        :raises BridgeError: they cannot be; it is what ``on_error`` gets.
+        """
+        _refuse_event_loop("flush")
+        flush = self._dispatcher.flush(self.session_id)
+        if not wait([flush], timeout).done:
+            self._dispatcher.forget(flush)
+            raise TimeoutError(f"observers were not called for everything within {timeout:g} s")
+        flush.result()
+
+    async def flush_async(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as flush
+        """``flush`` for an event loop."""
+        flush = self._dispatcher.flush(self.session_id)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.wrap_future(flush)
+        finally:
+            self._dispatcher.forget(flush)
+
+    def watch(
+        self,
+        *identifiers: str,
+        after_offset: int | None = None,
+        log_epoch: str = "",
+        resume_check: int = 0,
+        kinds: Iterable[str] = ("value_change",),
+    ) -> Changes:
+        """Iterate over changes: ``async with context.watch("x") as changes: async for ...``.
+
+        :param identifiers: names, ids and patterns, as in ``watch_variable``; none = all.
+        :param after_offset: go on after it, as ``Change.resume_offset`` says, with its
+            ``log_epoch`` and ``resume_check``; 0 = from the first event, ``None`` = from now on.
+            With its epoch the log of a session that ended is read as long as it is kept.
+        :param kinds: some of ``value_change``, ``registered`` and ``deleted``.
+        :raises InvalidRequest: one of these is wrong.
+        :raises ResourceExhausted: too many identifiers.
+        """
+        start = Start(after_offset, log_epoch, resume_check)
+        find = self._newest_log
+        return Changes(self._dispatcher, self.session_id, find, (identifiers, kinds), start)
+
     def _register(
         self,
         name: str,
@@ -348,9 +469,15 @@ class SessionContext:
         return read(self._live_log())
 
     async def _read_async(self, read: Callable[[LoadedLog], T]) -> T:
-        if self._committer.loaded(self.session_id) is None:
-            await asyncio.wrap_future(self._queue(LoadTask(self.session_id)))
+        await self._newest_log()
         return read(self._live_log())
+
+    async def _newest_log(self) -> LoadedLog | None:
+        log = self._committer.loaded(self.session_id)
+        if log is None:
+            await asyncio.wrap_future(self._queue(LoadTask(self.session_id)))
+            log = self._committer.loaded(self.session_id)
+        return log
 
     def _live_log(self) -> LoadedLog:
         log = self._committer.loaded(self.session_id)

@@ -6,14 +6,12 @@ disk and belong on a worker thread; the others take the log's lock for a moment.
 
 from __future__ import annotations
 
-import fnmatch
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from snakepit_bridge.commands import LoadSession, PastValue
 from snakepit_bridge.errors import (
-    InvalidRequest,
+    EpochMismatch,
     OffsetOutOfRange,
     VariableNotFound,
     VersionNotFound,
@@ -21,22 +19,19 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
-from snakepit_bridge.events.model import Envelope
+from snakepit_bridge.events.model import Envelope, LogId
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.tasks import Outcome
 
 __all__ = [
     "LoadTask",
+    "earlier_log",
     "find",
     "head_and",
-    "name_filter",
     "newest_event",
     "past_value",
 ]
-
-MAX_PATTERN = 1_024
-"""Characters of a list pattern: four times the longest name."""
 
 
 class LoadTask(NamedTuple):
@@ -121,18 +116,16 @@ def past_value(engine: EventLog, log: LoadedLog, identifier: str, target: int) -
     )
 
 
-def name_filter(pattern: str) -> Callable[[str], object] | None:
-    """A test for names: ``*`` is anything, ``?`` one character, all else itself.
+def earlier_log(engine: EventLog, log_id: LogId, newest: LoadedLog | None) -> LoadedLog:
+    """A log of a session that is not its newest; it has ended, and is only read.
 
-    ``None`` when every name passes.
-
-    :raises InvalidRequest: the pattern is too long.
+    :raises EpochMismatch: it is not kept.
     """
-    if not pattern:
-        return None
-    if len(pattern) > MAX_PATTERN:
-        raise InvalidRequest(
-            f"pattern has {len(pattern)} characters, more than {MAX_PATTERN}", field="pattern"
-        )
-    # fnmatch makes an atomic group of each *, so that no pattern can make matching slow.
-    return re.compile(fnmatch.translate(pattern.replace("[", "[[]"))).match
+    at = engine.head(log_id)
+    if at is None:
+        raise EpochMismatch(*log_id, newest.id.epoch if newest is not None else "")
+    log = LoadedLog(log_id)
+    log.base = at.base
+    log.committed.head, log.committed.digest = at.head, at.digest
+    log.committed.ended = "ended"
+    return log

@@ -150,7 +150,8 @@ class Hub:
         self._alarm: asyncio.TimerHandle | None = None
         self._order = count()
         self.closing = False
-        committer.recent.when_committed(self._tell)
+        self._recent = committer.recent
+        self._recent.when_committed(self._tell)
 
     @contextmanager
     def admitted(self, session_id: str, connection: str) -> Iterator[None]:
@@ -334,3 +335,4 @@ class Hub:
             _, blocked = await asyncio.wait(tasks, timeout=BLOCKED)
             for task in blocked:
                 task.cancel()
+        self._recent.no_longer(self._tell)

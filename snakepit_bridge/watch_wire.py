@@ -17,8 +17,8 @@ from snakepit_bridge.errors import InvalidRequest, quote
 from snakepit_bridge.events.cursor import Bookmark, bookmark_at
 from snakepit_bridge.events.model import Value
 from snakepit_bridge.events.projection import VariableState
-from snakepit_bridge.events.reading import fact_at
 from snakepit_bridge.events.ring import Committed
+from snakepit_bridge.variable_views import EVENT_KINDS
 from snakepit_bridge.wire import parse, variable_parts, without_value
 from snakepit_bridge.wire_bytes import LARGE, prefix
 
@@ -31,12 +31,7 @@ RECEIVE_LIMIT = 4 * 1024 * 1024
 this only by its old value goes without it, if the request sets no ``max_value_bytes``: clients
 from before there were old values must not lose their stream over one."""
 
-_KINDS = {
-    "value_change": "variable_set",
-    "registered": "variable_registered",
-    "deleted": "variable_deleted",
-}
-_TYPES = {kind: type_ for type_, kind in _KINDS.items()}
+_TYPES = {event: change for change, event in EVENT_KINDS.items()}
 _NAMED_FOR_NOTHING = ("initial_value", "heartbeat", "caught_up")
 """Types that are no kinds of change: other fields ask for them, but to name them is no fault."""
 
@@ -89,15 +84,15 @@ def read_watch(raw: bytes) -> WatchRequest:
         )
     kinds = set()
     for name in request.update_types:
-        if name in _KINDS:
-            kinds.add(_KINDS[name])
+        if name in EVENT_KINDS:
+            kinds.add(EVENT_KINDS[name])
         elif name not in _NAMED_FOR_NOTHING:
             raise InvalidRequest(
-                f"update_types holds {quote(name)}: choose among {', '.join(_KINDS)}",
+                f"update_types holds {quote(name)}: choose among {', '.join(EVENT_KINDS)}",
                 field="update_types",
             )
     if not request.update_types:
-        kinds = {_KINDS["value_change"]}
+        kinds = {EVENT_KINDS["value_change"]}
     return WatchRequest(
         request.session_id,
         tuple(request.variable_identifiers),
@@ -131,9 +126,7 @@ class Updates:
         return update
 
     def _too_large(self, entry: Committed, index: int) -> tuple[bool, ...]:
-        transaction = entry.transaction
-        _, values = fact_at(transaction, transaction.record.first_offset + index)
-        return tuple(self._is_too_large(value) for value in values)
+        return tuple(self._is_too_large(value) for value in entry.values(index))
 
     def _change(self, entry: Committed, index: int, *, last: bool) -> bytes:
         transaction = entry.transaction
@@ -142,7 +135,8 @@ class Updates:
         variable = entry.shown[index]
         if variable is None:
             raise AssertionError("only changes of variables are wanted")
-        (kind, body), values = fact_at(transaction, offset)
+        kind, body = transaction.facts[index]
+        values = entry.values(index)
         view = views.VariableUpdateView()
         view.variable_id = variable.definition.id
         view.update_source = record.source

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from snakepit_bridge.errors import EpochMismatch, SessionNotFound, WatchClosed
+from snakepit_bridge.errors import SessionNotFound, WatchClosed
 from snakepit_bridge.events.codec import is_absent
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.cursor import (
@@ -33,7 +33,7 @@ from snakepit_bridge.events.pages import Pages
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import completed, state_after_event
 from snakepit_bridge.limits import Limits
-from snakepit_bridge.sessions import LoadTask
+from snakepit_bridge.sessions import LoadTask, earlier_log
 from snakepit_bridge.watch_hub import Hub, Watch
 from snakepit_bridge.watch_wire import Updates, WatchRequest, read_watch
 
@@ -112,21 +112,9 @@ class Watches:
             await self.gate.submit(LoadTask(session_id))
             log = self._committer.loaded(session_id)
         if epoch and (log is None or epoch != log.id.epoch):
-            return await self.read(self._ended_log, LogId(session_id, epoch), log)
+            return await self.read(earlier_log, self.engine, LogId(session_id, epoch), log)
         if log is None or (log.committed.ended and not epoch):
             raise SessionNotFound(session_id)
-        return log
-
-    def _ended_log(self, log_id: LogId, newest: LoadedLog | None) -> LoadedLog:
-        """An earlier log of a session, which is only read."""
-        at = self.engine.head(log_id)
-        if at is None:
-            session_id, epoch = log_id
-            raise EpochMismatch(session_id, epoch, newest.id.epoch if newest is not None else "")
-        log = LoadedLog(log_id)
-        log.base = at.base
-        log.committed.head, log.committed.digest = at.head, at.digest
-        log.committed.ended = "ended"
         return log
 
     async def _run(self, request: WatchRequest, log: LoadedLog, send: Send) -> None:

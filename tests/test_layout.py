@@ -29,6 +29,8 @@ FLOORS = [
     ["wire"],
     ["wire_bytes"],
     ["session_context"],
+    ["changes"],
+    ["observers"],
     ["sessions", "variable_views", "upkeep"],
     ["decide"],
     ["locks"],

@@ -37,6 +37,7 @@ __all__ = [
     "Stamp",
     "Tail",
     "is_absent",
+    "named_values",
     "seal",
     "unseal",
 ]
@@ -286,6 +287,12 @@ DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {
 }
 """The digests that an event names, in the order of ``Values``, and whether each is that of a
 value which the event replaced."""
+
+
+def named_values(fact: Fact) -> int:
+    """How many values an event names."""
+    kind, body = fact
+    return sum(1 for field, _ in DIGEST_FIELDS[kind] if getattr(body, field))
 
 
 def _newer(stored: StoredRecord, record: Record) -> FailedPrecondition:

@@ -169,8 +169,10 @@ class Cursor:
         self._kept = self.position
         """The offset of the bookmark; the digest is that of its record."""
         self.at_boundary = not inside
-        self.ended = log.committed.ended != "" and self.at_head
-        """Whether the end of the session was passed."""
+        with log.lock:
+            state = log.committed
+            self.ended = state.ended != "" and self.position >= state.head
+            """Whether the end of the session was passed."""
         self._last_wanted = 0
         """The last offset that is wanted of the transaction it is inside of; 0 = not known."""
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from snakepit_bridge.errors import DataLoss, FailedPrecondition, OffsetOutOfRange, quote
-from snakepit_bridge.events.codec import DIGEST_FIELDS, LargeValues, is_absent, unseal
+from snakepit_bridge.events.codec import LargeValues, is_absent, named_values, unseal
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import (
     GENESIS,
@@ -40,7 +40,6 @@ __all__ = [
     "complete",
     "completed",
     "cut_away",
-    "fact_at",
     "fold",
     "load",
     "no_longer_kept",
@@ -356,7 +355,7 @@ def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[Pa
             transaction = transaction_at(engine, log, offset)
         except OffsetOutOfRange:
             return
-        fact, values = fact_at(transaction, offset)
+        fact, values = _fact_at(transaction, offset)
         kind, body = fact
         if getattr(body, "id", None) != id_:
             raise _lost(log, offset)
@@ -380,24 +379,20 @@ def versions(engine: EventLog, log: LogId, id_: str, offset: int) -> Iterator[Pa
         offset = body.previous_offset
 
 
-def fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value]]:
-    """The event at an offset of a transaction, and the values that it names."""
+def _fact_at(transaction: Transaction, offset: int) -> tuple[Fact, Sequence[Value]]:
     index = offset - transaction.record.first_offset
     facts = transaction.facts
-    start = sum(_count(fact) for fact in facts[:index]) if index else 0
-    return facts[index], transaction.values[start : start + _count(facts[index])]
-
-
-def _count(fact: Fact) -> int:
-    kind, body = fact
-    return sum(1 for field, _ in DIGEST_FIELDS[kind] if getattr(body, field))
+    start = sum(named_values(fact) for fact in facts[:index])
+    return facts[index], transaction.values[start : start + named_values(facts[index])]
 
 
 def cut_away(head: LogHead, offset: int) -> OffsetOutOfRange:
     """The refusal of an offset that is no longer kept."""
+    left = f"has offsets {head.base + 1} to {head.head}"
+    if head.base == head.head:
+        left = f"has none left, the next will be {head.head + 1}"
     return OffsetOutOfRange(
-        f"offset {offset} was cut away by retention: the log {head.log.epoch} has offsets "
-        f"{head.base + 1} to {head.head}",
+        f"offset {offset} was cut away by retention: the log {head.log.epoch} {left}",
         first_available=head.base + 1,
         last=head.head,
         log_epoch=head.log.epoch,

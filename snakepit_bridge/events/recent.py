@@ -1,12 +1,13 @@
 """What was committed last, as watchers get it: all rings together, and who is told.
 
 All rings share so many bytes; what was committed longest ago goes first, of whichever log it
-is. Belongs to the committer, whose thread alone publishes.
+is. Belongs to the committer, whose thread alone publishes; anybody may listen.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -36,17 +37,21 @@ class Recent:
         self._order: deque[tuple[Ring, int, int]] = deque()
         """Ring, last offset and size of each entry, as they were committed."""
         self._listeners: tuple[WhenCommitted, ...] = ()
+        self._lock = threading.Lock()
+        """Held to change who listens."""
 
     def when_committed(self, call: WhenCommitted) -> None:
         """Have ``call`` made once for each commit that changed watched logs.
 
         On the committer's thread, before anybody is answered; it must not take long.
         """
-        self._listeners += (call,)
+        with self._lock:
+            self._listeners += (call,)
 
     def no_longer(self, call: WhenCommitted) -> None:
         """Have it made no more."""
-        self._listeners = tuple(one for one in self._listeners if one != call)
+        with self._lock:
+            self._listeners = tuple(one for one in self._listeners if one != call)
 
     def publish(self, watched: Watched) -> None:
         """Add what was committed to the rings, make room in others, and tell of it."""

@@ -9,9 +9,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
-from snakepit_bridge.events.model import Transaction
+from snakepit_bridge.events.codec import named_values
+from snakepit_bridge.events.model import Transaction, Value
 from snakepit_bridge.events.projection import VariableState
 
 __all__ = ["Committed", "Ring", "committed"]
@@ -32,19 +34,29 @@ class Committed(NamedTuple):
     """For each event, what ``apply`` gives."""
     previous_digest: bytes
     """Of the record before."""
+    starts: Sequence[int]
+    """For each event, and for the end, where its values begin among those of the transaction."""
     size: int
     """Roughly how many bytes of memory it takes."""
     updates: dict[Any, Any]
     """What whoever shows it has made of it, to be made once for all watchers."""
+
+    def values(self, index: int) -> Sequence[Value]:
+        """Those that the ``index``-th event names, in the order of ``DIGEST_FIELDS``."""
+        return self.transaction.values[self.starts[index] : self.starts[index + 1]]
 
 
 def committed(
     transaction: Transaction, shown: Sequence[VariableState | None], previous_digest: bytes
 ) -> Committed:
     """Make an entry of what was committed."""
-    values = sum([len(value.any) + len(value.binary) for value in transaction.values])
-    size = TRANSACTION_COST + EVENT_COST * len(shown) + 2 * values
-    return Committed(transaction, shown, previous_digest, size, {})
+    facts, values = transaction.facts, transaction.values
+    starts = [0, len(values)]
+    if len(facts) > 1:
+        starts = [0, *accumulate(map(named_values, facts))]
+    size = sum([len(value.any) + len(value.binary) for value in values])
+    size = TRANSACTION_COST + EVENT_COST * len(shown) + 2 * size
+    return Committed(transaction, shown, previous_digest, starts, size, {})
 
 
 class Ring:
