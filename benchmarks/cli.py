@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.errors import BenchmarkError, NotMeasured
 from benchmarks.flame import flame
+from benchmarks.loads import Scale
 from benchmarks.long_logs import Shelf
 from benchmarks.proc import filesystem
-from benchmarks.rows import ROWS, Row, Scale, measure
+from benchmarks.rows import ROWS, Row, measure
 from benchmarks.table import Finding, as_json, notes, table
 
 _QUICK = Scale(pairs=3, share=0.3, size=0.1)

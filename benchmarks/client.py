@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from benchmarks.workloads import INITIAL, TYPE_URL
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge.bridge_service_pb2_grpc import BridgeServiceStub
 
-__all__ = ["read_back", "register"]
+__all__ = ["read_back", "register", "set_once"]
 
 _DEADLINE = 10.0  # seconds, each call
 
@@ -52,6 +53,23 @@ def register(port: int, sessions: Sequence[str], names: Sequence[str]) -> dict[s
                 if not response.success:
                     raise BenchmarkError(f"{name} was not registered: {response.error_message}")
     return {f"{session}/{name}": 1 for session in sessions for name in names}
+
+
+def set_once(port: int, session: str, name: str, value: float) -> tuple[int, int]:
+    """Set a variable; return the offset of the event and when, in ns, the set was sent.
+
+    :raises BenchmarkError: the bridge refused.
+    """
+    request = pb.SetVariableRequest(session_id=session, variable_identifier=name)
+    request.value.type_url = TYPE_URL
+    request.value.value = json.dumps(value).encode()
+    with _stub(port) as stub:
+        stub.Ping(pb.PingRequest(), timeout=_DEADLINE)  # connects
+        sent = time.perf_counter_ns()
+        response = stub.SetVariable(request, timeout=_DEADLINE)
+    if not response.success:
+        raise BenchmarkError(f"{name} was not set: {response.error_message}")
+    return response.offset, sent
 
 
 def read_back(port: int, versions: Mapping[str, int], values: Mapping[str, float]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import Result, Spec
 from benchmarks.servers import ROOT
 
-__all__ = ["drive", "last_line", "run_json"]
+__all__ = ["Paced", "drive", "driving", "last_line", "pace", "run_json"]
 
 _LIMIT = 120.0  # seconds for one run, with making its requests and checking its replies
 
@@ -52,3 +54,56 @@ def drive(spec: Spec) -> Result:
     :raises BenchmarkError: see ``load.run``.
     """
     return Result(**run_json("benchmarks.load", given=json.dumps(asdict(spec))))
+
+
+@contextmanager
+def driving(spec: Spec) -> Iterator[Callable[[], Result]]:
+    """Drive one run beside the block; what is given ends it and returns what it measured.
+
+    :raises BenchmarkError: see ``load.run``.
+    """
+    with subprocess.Popen(
+        (sys.executable, "-m", "benchmarks.load"),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        with process.stdin as given:
+            given.write(json.dumps(asdict(spec)))
+        process.stdin = None
+
+        def finish() -> Result:
+            process.terminate()
+            try:
+                printed, words = process.communicate(timeout=_LIMIT)
+            except subprocess.TimeoutExpired:
+                raise BenchmarkError(f"a run did not end within {_LIMIT:g} s") from None
+            if process.returncode:
+                raise BenchmarkError(last_line(words))
+            return Result(**json.loads(printed))
+
+        try:
+            yield finish
+        finally:
+            process.kill()
+
+
+class Paced(NamedTuple):
+    """What an open loop measured; see ``pace``."""
+
+    sent: dict[str, int]
+    late_us: float
+    versions: dict[str, int]
+    values: dict[str, float]
+    made: int
+
+
+def pace(spec: Spec, rate: float) -> Paced:
+    """Send so many calls a second, in a process of its own.
+
+    :raises BenchmarkError: see ``load.run``.
+    """
+    return Paced(**run_json("benchmarks.pace", str(rate), given=json.dumps(asdict(spec))))

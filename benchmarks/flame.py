@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import servers
 from benchmarks.driver import last_line
 from benchmarks.errors import BenchmarkError, NotMeasured
-from benchmarks.rows import SHAPES
+from benchmarks.loads import SHAPES
 from benchmarks.sides import Bridge
 
 __all__ = ["flame"]

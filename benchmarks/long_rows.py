@@ -33,8 +33,6 @@ _DEADLINE = 30.0  # seconds, each call
 _WARM = 4  # short sessions that are opened before the one under the clock
 _PINGS = 30
 _RESTARTS = 3  # of which an opening is the median
-_QUIET = 0.05  # seconds without CPU time after which a bridge has nothing left to do
-_QUIET_LIMIT = 30.0
 
 # Just too few for the next snapshot: the longest tail that kill -9 leaves, but for a few sets.
 _TAIL = Shape(
@@ -135,7 +133,7 @@ def _opened(log: Prepared, session: str, *, change: dict[str, float] | None = No
             # What a process does once only is not the session's: other sessions come first.
             for other in log.sessions[-_WARM:]:
                 _checked(get, log, _key(log, other))
-            _wait_until_quiet(server)
+            server.rest()
             pings = [_timed(lambda: ping(b"", timeout=_DEADLINE))[0] for _ in range(_PINGS)]
             cpu = cpu_of_threads(server.pid)
             seconds = _checked(get, log, key)
@@ -190,17 +188,6 @@ def _timed(call: Callable[[], bytes]) -> tuple[float, bytes]:
     begun = time.perf_counter()
     reply = call()
     return time.perf_counter() - begun, reply
-
-
-def _wait_until_quiet(server: servers.Server) -> None:
-    """Wait until a bridge has done what it does after its start: it looks at small files."""
-    limit = time.monotonic() + _QUIET_LIMIT
-    before = -1.0
-    while (now := cpu_of_threads(server.pid)) - before > _QUIET / 50:
-        if time.monotonic() > limit:
-            raise server.fault("did not come to rest")
-        before = now
-        time.sleep(_QUIET)
 
 
 def _when_written(log: Prepared, directory: Path) -> Sequence[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.errors import BenchmarkError
 
-__all__ = ["cpu_of_threads", "cpu_seconds", "filesystem", "resident"]
+__all__ = ["bytes_read", "cpu_of_threads", "cpu_seconds", "filesystem", "resident"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -45,10 +45,28 @@ def cpu_of_threads(pid: int) -> float:
     return sum(spent) / 1e9
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process has resident."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+def resident(pid: int | None = None) -> int:
+    """Return the bytes of memory that a process has resident, or this one.
+
+    :raises BenchmarkError: it is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii")
+    except OSError as error:
+        raise BenchmarkError(f"the server process {pid} is gone") from error
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def bytes_read(pid: int) -> int:
+    """Return the bytes that a process has read from files, also where memory held them.
+
+    :raises BenchmarkError: it is gone.
+    """
+    try:
+        text = Path(f"/proc/{pid}/io").read_text(encoding="ascii")
+    except OSError as error:
+        raise BenchmarkError(f"what the process {pid} reads is not known: {error}") from error
+    return int(text.split()[1])
 
 
 def filesystem(path: Path) -> str:

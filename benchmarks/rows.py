@@ -10,70 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.contest import Contest, Outcome, compete
-from benchmarks.long_logs import VARIABLES, Shelf
+from benchmarks.loads import SHAPES, Scale
+from benchmarks.long_logs import Shelf
 from benchmarks.long_rows import EVICTED_LIMIT, evicting, long_set, opening, rebuilding
 from benchmarks.sides import (
     UPDATES,
-    Shape,
     against_bare,
     against_etcd,
     against_plain,
     starting,
 )
 from benchmarks.tensors import against_echo
+from benchmarks.watch_idle import idling, remembering
+from benchmarks.watch_logs import BEHIND, LESS_LONG, catching_up, resuming
+from benchmarks.watch_rows import delaying, fanning, getting
 
-__all__ = ["ROWS", "SHAPES", "Row", "Scale", "measure"]
+__all__ = ["ROWS", "Row", "measure"]
 
-_VARIABLES = {"sessions": 4, "variables": 8}
-_BATCHES = {"sessions": 4, "variables": UPDATES}
-# As many keys and about as many bytes a put as a batch has names and bytes an update.
-_PUTS = {"keys": 4 * UPDATES, "size": 64}
-_LONG = {"sessions": 1, "variables": VARIABLES, "ids": 1}
-_EVENTS = 1_000_000  # of a long session
-_EVICTED = 10_000  # sessions
-_ROWS = 200_000  # rows of plain SQLite: about a second
-
-# Four connections share what is in flight, as several clients would. Every run takes one
-# or two seconds on a machine of two cores.
-SHAPES = {
-    "set-32": Shape(work="set", in_flight=32, connections=4, calls=8_000, options=_VARIABLES),
-    "set-8": Shape(work="set", in_flight=8, connections=4, calls=6_000, options=_VARIABLES),
-    "set-1": Shape(work="set", in_flight=1, connections=1, calls=2_000, options=_VARIABLES),
-    "get-32": Shape(work="get", in_flight=32, connections=4, calls=8_000, options=_VARIABLES),
-    # Always as long: a run must meet two snapshots of each 10,000 events, see ``long_set``.
-    "long-set": Shape(work="set", in_flight=32, connections=4, calls=20_000, options=_LONG),
-    "batch": Shape(work="batch", in_flight=8, connections=4, calls=1_200, options=_BATCHES),
-    "puts": Shape(work="put", in_flight=128, connections=4, calls=30_000, options=_PUTS),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How thoroughly to measure: the number of pairs, and the part of each run's length.
-
-    ``size`` is the part of the sizes of what rows with long logs, many sessions and large
-    values work on.
-    """
-
-    pairs: int = 10
-    share: float = 1.0
-    size: float = 1.0
-
-    def shape(self, name: str) -> Shape:
-        """Return a shape at this scale."""
-        return SHAPES[name].part(self.share)
-
-    def rows(self) -> int:
-        """Return how many rows plain SQLite writes at this scale."""
-        return int(_ROWS * self.share)
-
-    def events(self) -> int:
-        """Return how many events a long session has at this scale."""
-        return int(_EVENTS * self.size)
-
-    def evicted(self) -> int:
-        """Return how many sessions are evicted at this scale."""
-        return int(_EVICTED * self.size)
+_PACE = 500  # sets per second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +195,93 @@ ROWS = (
         lower=True,
         most=3,
         contest=lambda place, scale, _: evicting(place, scale.evicted()),
+    ),
+    Row(
+        name="watch-100",
+        title="updates that reach 100 watchers, sets 32 in flight",
+        ruler="a bare server's streams",
+        unit="/s",
+        reach=0.65,
+        dream=0.85,
+        share=True,
+        contest=lambda place, scale, _: fanning(place, scale.shape("fan-out"), 100),
+    ),
+    Row(
+        name="watch-1000",
+        title="updates that reach 1,000 watchers, sets 32 in flight",
+        ruler="a bare server's streams",
+        unit="/s",
+        reach=0.75,
+        dream=0.90,
+        share=True,
+        contest=lambda place, scale, _: fanning(place, scale.shape("fan-out"), 1_000),
+    ),
+    Row(
+        name="watch-delay",
+        title=f"from a set to 100 watchers at {_PACE} sets/s, p99",
+        ruler="p50 of a bare call",
+        unit="µs",
+        reach=15.0,
+        dream=8.0,
+        lower=True,
+        contest=lambda place, scale, _: delaying(
+            place, scale.shape("paced"), 100, _PACE, scale.shape("set-1")
+        ),
+    ),
+    Row(
+        name="watch-idle",
+        title="durable SetVariable, 32 in flight, with 100 idle watchers",
+        ruler="without",
+        unit="/s",
+        reach=0.97,
+        dream=1.0,
+        share=True,
+        contest=lambda place, scale, _: idling(place, scale.shape("idle"), 100),
+    ),
+    Row(
+        name="watch-get",
+        title="GetVariable while 1,000 watchers are written to, p99",
+        ruler="without",
+        unit="µs",
+        reach=20.0,
+        dream=5.0,
+        lower=True,
+        contest=lambda place, scale, _: getting(
+            place, SHAPES["endless"], scale.shape("gets"), 1_000
+        ),
+    ),
+    Row(
+        name="watch-memory",
+        title="memory of an idle watcher, of 1,000",
+        ruler="a bare server's stream",
+        unit="B",
+        reach=2.0,
+        dream=1.2,
+        lower=True,
+        most=5,
+        contest=lambda place, _scale, _: remembering(place, 1_000),
+    ),
+    Row(
+        name="watch-resume",
+        title=f"a watch resumed {BEHIND:,} events behind, on 1,000,000 events",
+        ruler=f"on {LESS_LONG:,} events",
+        unit="s",
+        reach=1.5,
+        dream=1.1,
+        lower=True,
+        contest=lambda place, scale, shelf: resuming(place, shelf, scale.events()),
+    ),
+    Row(
+        name="watch-catchup",
+        title="durable SetVariable, 32 in flight, while one watcher reads 1,000,000 events",
+        ruler="without",
+        unit="/s",
+        reach=0.80,
+        dream=0.95,
+        share=True,
+        contest=lambda place, scale, shelf: catching_up(
+            place, shelf, scale.events(), scale.shape("catch-up")
+        ),
     ),
     Row(
         name="tensor-64",

@@ -20,17 +20,32 @@ from pathlib import Path
 from typing import IO, Self
 
 from benchmarks.errors import BenchmarkError, NotMeasured
+from benchmarks.proc import cpu_of_threads
 
-__all__ = ["BRIDGE", "ROOT", "Server", "bare", "bridge", "echo", "etcd", "log_file"]
+__all__ = [
+    "BRIDGE",
+    "PYTHON",
+    "ROOT",
+    "Server",
+    "bare",
+    "bridge",
+    "echo",
+    "etcd",
+    "fan_out",
+    "log_file",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 
+PYTHON = sys.executable
 # How the bridge is started, before `sqlite:FILE` of its log.
-BRIDGE = (sys.executable, "-m", "snakepit_bridge.server", "--port", "0", "--log")
+BRIDGE = (PYTHON, "-m", "snakepit_bridge.server", "--port", "0", "--log")
 
 _READY = "GRPC_READY:"
 _READY_LIMIT = 30.0  # seconds
 _STOP_LIMIT = 10.0
+_QUIET = 0.05  # seconds without CPU time after which a process has nothing left to do
+_QUIET_LIMIT = 30.0
 
 _running: set[subprocess.Popen[str]] = set()
 
@@ -49,14 +64,20 @@ class Server:
         command: Sequence[str],
         directory: Path,
         ready: Callable[[Server], None] | None = None,
+        *,
+        listens: bool = False,
     ) -> None:
-        """Prepare a process; without ``ready``, it is one that prints GRPC_READY:port."""
+        """Prepare a process; without ``ready``, it is one that prints GRPC_READY:port.
+
+        One that ``listens`` is told things with ``say``.
+        """
         self.name = name
         self.pid = self.port = 0
         self.seconds = 0.0  # from its start to its readiness
         self._command = command
         self._errors = directory / f"{name}.stderr"
         self._wait = ready or _prints_port
+        self._listens = listens
         self._lines: queue.SimpleQueue[tuple[float, str]] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -67,7 +88,7 @@ class Server:
                 self._process = subprocess.Popen(
                     self._command,
                     cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if self._listens else subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,
@@ -95,18 +116,40 @@ class Server:
         self._process.kill()
         self._process.wait(_STOP_LIMIT)
 
-    def line(self, beginning: str) -> tuple[float, str]:
+    def say(self, line: str) -> None:
+        """Write a line to a process that listens."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self.fault("died") from error
+
+    def line(self, beginning: str, seconds: float = _READY_LIMIT) -> tuple[float, str]:
         """Wait for a line of standard output; return when it came and its rest."""
-        limit = time.perf_counter() + _READY_LIMIT
+        limit = time.perf_counter() + seconds
         while True:
             try:
                 moment, line = self._lines.get(timeout=max(0.0, limit - time.perf_counter()))
             except queue.Empty:
-                raise self.fault(f"was not ready within {_READY_LIMIT:g} s") from None
+                raise self.fault(f"was not ready within {seconds:g} s") from None
             if not line:
-                raise self.fault("ended before it was ready")
+                raise self.fault("ended too early")
             if line.startswith(beginning):
                 return moment, line.removeprefix(beginning).strip()
+
+    def rest(self) -> None:
+        """Wait until the process uses no CPU time, having done what it does when it is alone.
+
+        That is a look at small files after a bridge's start, or letting go of many streams.
+        """
+        limit = time.monotonic() + _QUIET_LIMIT
+        before = -1.0
+        while (now := cpu_of_threads(self.pid)) - before > _QUIET / 50:
+            if time.monotonic() > limit:
+                raise self.fault("did not come to rest")
+            before = now
+            time.sleep(_QUIET)
 
     def alive(self) -> bool:
         """Whether the process still runs."""
@@ -142,6 +185,13 @@ def bare(directory: Path, reply: bytes) -> Server:
 def echo(directory: Path) -> Server:
     """Return the bare server that gives every request back, of any size."""
     return Server("echo", (sys.executable, "-m", "benchmarks.bare", "--echo"), directory)
+
+
+def fan_out(directory: Path, reply: bytes = b"", update: bytes = b"") -> Server:
+    """Return the bare server that passes a constant on to streams."""
+    command = (sys.executable, "-m", "benchmarks.fan_out")
+    options = ("--reply", reply.hex(), "--update", update.hex())
+    return Server("fan_out", (*command, *options), directory)
 
 
 def etcd(directory: Path) -> Server:

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from benchmarks import servers
 from benchmarks.client import read_back, register
@@ -46,6 +47,8 @@ class Shape:
     in_flight: int
     connections: int
     calls: int
+    seconds: float = 0.0
+    """If there are any, a run ends after these; ``calls`` is the most then."""
     options: dict[str, int]
 
     def spec(self, server: servers.Server, number: int, *, constant: str | None = None) -> Spec:
@@ -60,6 +63,7 @@ class Shape:
             connections=self.connections,
             calls=self.calls,
             warmup=warmup,
+            seconds=self.seconds,
             first=number * (self.calls + warmup),
             constant=constant,
             options=self.options,
@@ -67,7 +71,20 @@ class Shape:
 
     def part(self, share: float) -> Shape:
         """Return the same load with fewer calls."""
-        return replace(self, calls=max(self.in_flight * 4, int(self.calls * share)))
+        calls = max(self.in_flight * 4, int(self.calls * share))
+        return replace(self, calls=calls, seconds=self.seconds * share)
+
+
+class Driven(Protocol):
+    """What a run says that it has changed."""
+
+    @property
+    def versions(self) -> dict[str, int]: ...
+    @property
+    def values(self) -> dict[str, float]: ...
+
+
+T = TypeVar("T", bound=Driven)
 
 
 class Bridge:
@@ -86,18 +103,30 @@ class Bridge:
             work = BatchSet if shape.work == "batch" else Set
             kind = work(**shape.options)
             versions = register(server.port, kind.sessions, kind.names)
-        self._versions = dict(versions)
+        self.versions = dict(versions)
 
     def run(self, number: int, shape: Shape | None = None) -> Result:
         """Drive one run and check it: every reply, then the state by reading back."""
-        spec = (shape or self._shape).spec(self.server, number)
+        return self.through(drive, number, shape)
+
+    def through(self, way: Callable[[Spec], T], number: int, shape: Shape | None = None) -> T:
+        """Drive one run in another way, and check it as well."""
         try:
-            result = drive(replace(spec, versions=self._versions))
+            driven = way(self.spec(number, shape))
         except BenchmarkError as error:
             raise error if self.server.alive() else self.server.fault("died") from error
-        self._versions |= result.versions
-        read_back(self.server.port, self._versions, result.values)
-        return result
+        self.settle(driven)
+        return driven
+
+    def spec(self, number: int, shape: Shape | None = None) -> Spec:
+        """Return a run that is checked against what the server holds now."""
+        spec = (shape or self._shape).spec(self.server, number)
+        return replace(spec, versions=self.versions)
+
+    def settle(self, driven: Driven) -> None:
+        """Take in what a run has changed, and see that the server holds it."""
+        self.versions |= driven.versions
+        read_back(self.server.port, self.versions, driven.values)
 
 
 @contextmanager
