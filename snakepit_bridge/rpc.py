@@ -6,6 +6,7 @@ message gets INVALID_ARGUMENT; the generated registration would answer UNKNOWN.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -140,6 +141,8 @@ def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Conte
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
                 await method(raw, context.peer(), context.write)
+        except grpc.aio.BaseError as error:
+            raise asyncio.CancelledError from error  # the client is gone, nobody hears an answer
         except Exception as error:
             raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)

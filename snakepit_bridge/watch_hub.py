@@ -35,7 +35,7 @@ __all__ = ["Hub", "Watch"]
 TURNS = 16
 """How many watches may write at a time."""
 
-LONGEST_TURN = 0.02
+LONGEST_TURN = 0.05
 """Seconds after which a turn goes to the next, if somebody waits for it."""
 
 BLOCKED = 0.2

@@ -45,7 +45,7 @@ Send = Callable[[bytes], Awaitable[None]]
 Stream = Callable[[bytes, str, Send], Awaitable[None]]
 """A method that gets a request, the name of its connection, and what sends an answer."""
 
-UPDATES_A_TURN = 16
+UPDATES_A_TURN = 4
 
 LAGGING = 1_000
 """Events behind the head from which a watch gives way to commands: it is about to catch up with

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from snakepit_bridge.events.sqlite import SqliteLog
 from tests.bridge_process import UNLIMITED, BridgeProcess
 from tests.direct import folded
 from tests.test_error_table import VALUES, fault_of
-from tests.wire_session import Session, packed
+from tests.wire_session import METHODS, Session, packed
 
 AT_ONCE = 5.0
 """Seconds in which every hostile request, and everybody else's meanwhile, is answered."""
@@ -83,6 +85,45 @@ class Answer(NamedTuple):
     field: str = ""
     raw: bytes = b""
     """The response, if there is one."""
+
+
+class FirstAnswer:
+    """A stream as far as its first message, to be used as the future of a unary call."""
+
+    def __init__(self, call: Any) -> None:  # noqa: ANN401 - stubs have no types
+        self._call = call
+        self._first: Future[bytes] = Future()
+        self.done, self.result = self._first.done, self._first.result
+        self.details, self.trailing_metadata = call.details, call.trailing_metadata
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        try:
+            self._first.set_result(next(self._call, b""))
+        except grpc.RpcError as error:
+            self._first.set_exception(error)
+        self._call.cancel()
+
+    def code(self) -> grpc.StatusCode:
+        """OK as soon as there is a message; for it the stream is then ended."""
+        if self._first.exception() is None:
+            return grpc.StatusCode.OK
+        code: grpc.StatusCode = self._call.code()
+        return code
+
+
+def begin(
+    channel: Any,  # noqa: ANN401 - stubs have no types
+    method: str,
+    request: bytes,
+    headers: Sequence[tuple[str, str | bytes]] = (),
+) -> Any:  # noqa: ANN401 - a call's future
+    """Call any method with bytes; of a stream the first message is its answer."""
+    if METHODS[method].server_streaming:
+        call = channel.unary_stream(PATH + method)
+        return FirstAnswer(call(request, timeout=AT_ONCE, metadata=headers))
+    call = channel.unary_unary(PATH + method)
+    return call.future(request, timeout=AT_ONCE, metadata=headers)
 
 
 def answer_of(call: Any) -> Answer:  # noqa: ANN401 - a call's future
@@ -185,8 +226,7 @@ class Victim:
     ) -> Answer:
         """Send bytes while the bystander is busy; bounds are those of the module."""
         before = self.memory
-        channel: Any = self.bridge.channel
-        call = channel.unary_unary(PATH + method).future(request, timeout=AT_ONCE, metadata=headers)
+        call = begin(self.bridge.channel, method, request, headers)
         self.bystander.step_until(call.done)
         answer = answer_of(call)
         after = self.memory

@@ -8,6 +8,9 @@ What every client was told is kept: session, epoch, offset, versions and values 
 acknowledged request. The log must hold each of them at its offset, with its values, once;
 of the requests in flight each at most once. What is served must be the fold of the log.
 
+Meanwhile each session is watched. A watcher keeps the last bookmark that it got, goes on there
+after every kill, and in the end has seen every offset that it wants exactly once.
+
 (A killed process leaves its writes to the kernel, so this says nothing about a power cut:
 ``test_sync_before_answer`` does.)
 
@@ -23,7 +26,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -41,6 +44,7 @@ from snakepit_bridge.events.projection import SessionState, VariableState, apply
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.sqlite import SqliteLog
 from tests.bridge_process import BridgeProcess
+from tests.watch_validators import CHANGES, Truth, wants
 
 SESSIONS = 8
 WRITERS = 3
@@ -50,6 +54,11 @@ MOST_ANSWERS = 400
 ROUNDS_OF_A_SESSION = 4
 """Then new ones take over, so that late rounds cost what early ones do."""
 DEADLINE = 30.0
+FILTERS: Sequence[dict[str, Any]] = (
+    {"update_types": CHANGES, "heartbeat_seconds": 1},
+    {"variable_identifiers": ["*1*", "*2"]},
+)
+"""What the watchers of each session want."""
 
 
 class Effect(NamedTuple):
@@ -96,11 +105,57 @@ class Sent(NamedTuple):
         return []
 
 
+class Watcher:
+    """A client that watches one session, from its beginning and across all kills."""
+
+    def __init__(self, session: str, wanted: dict[str, Any]) -> None:
+        self.fresh = pb.WatchVariablesRequest(session_id=session, after_offset=0, **wanted)
+        self.request = self.fresh
+        """To watch on."""
+        self.seen: dict[LogId, list[int]] = {}
+        """Of each log, the offsets it was shown, in order."""
+        self.again = 0
+        """Updates that were announced to come again, and did."""
+
+    def see(self, update: Any) -> None:  # noqa: ANN401 - a VariableUpdate
+        """Keep what came, and its bookmark."""
+        log = LogId(self.fresh.session_id, update.log_epoch)
+        seen = self.seen.setdefault(log, [])
+        if update.update_type in CHANGES:
+            assert not seen or seen[-1] < update.offset, f"{log}: {update.offset} after {seen[-1]}"
+            seen.append(update.offset)
+        request = pb.WatchVariablesRequest()
+        request.CopyFrom(self.fresh)
+        request.after_offset, request.resume_check = update.resume_offset, update.resume_check
+        request.log_epoch = update.log_epoch
+        self.request = request
+
+    def interrupted(self) -> None:
+        """Forget what the bookmark says will come again."""
+        if self.request.log_epoch:
+            seen = self.seen[LogId(self.fresh.session_id, self.request.log_epoch)]
+            while seen and seen[-1] > self.request.after_offset:
+                seen.pop()
+                self.again += 1
+
+    def ended(self) -> None:
+        """Watch the next log of the session."""
+        self.request = self.fresh
+
+    def verify(self, log: LogId, stored: StoredLog, *, all_of_it: bool) -> None:
+        """What was seen is what is there, each offset once."""
+        seen = self.seen[log]
+        there = [c.offset for c in stored.truth.changes if wants(self.fresh, c)]
+        expected = there if all_of_it else there[: len(seen)]
+        assert seen == expected, f"a watcher of {log} saw {seen}, and the log has {there}"
+
+
 class StoredLog:
     """One log, read from the file and folded."""
 
     def __init__(self, engine: SqliteLog, log: LogId) -> None:
         self.state = SessionState()
+        self.truth = Truth(log)
         self.facts: dict[str, Fact] = {}
         """By request id."""
         self.history: dict[str, list[tuple[int, int, int, str]]] = {}
@@ -108,6 +163,7 @@ class StoredLog:
         seen: Counter[tuple[str, str]] = Counter()
         for transaction in fold(engine, log):
             apply(self.state, transaction)
+            self.truth.add(transaction)
             request = transaction.record.request
             seen[request.id, request.key] += 1
             effects = tuple(self._effects(transaction.record.first_offset, transaction, request.id))
@@ -171,12 +227,20 @@ class KillLoop:
         """What the last kill left of the sessions in use."""
         self.kept = 0
         """Requests in flight that a kill left in the log."""
+        self.watchers: list[Watcher] = []
+        """All there ever were; those of the sessions in use come last."""
+        self.resumed = 0
+        """Watches that were taken up by a bookmark."""
         self._random = random.Random(seed)
         self._scratch = directory / "copy"
         self._values = 0
         self._kill_at = 0
         self._answers = 0
         self._killed = False
+        self._watching: list[Watcher] = []
+        """Those of the sessions in use."""
+        self._news: asyncio.Future[None]
+        """Done with the next answer, or kill."""
         self._bridge: BridgeProcess
         self._stub: Any
 
@@ -196,6 +260,7 @@ class KillLoop:
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{self._bridge.port}") as channel:
                 self._stub = stubs.BridgeServiceStub(channel)
+                self._news = asyncio.get_running_loop().create_future()
                 await use()
         finally:
             if self._bridge.process.returncode is None:
@@ -206,6 +271,7 @@ class KillLoop:
         await self._retry()
         if self.rounds % ROUNDS_OF_A_SESSION == 0:
             self.stored = {}
+            self._watching = []
         self.rounds += 1
         await self._write_until_killed()
         await asyncio.to_thread(self._bridge.kill)
@@ -218,15 +284,22 @@ class KillLoop:
             read_logs, copy, lambda session: session.startswith(in_use)
         )
         self._verify_stored(lambda session: session.startswith(in_use))
+        self._verify_seen(self._watching, all_of_it=False)
 
     async def _last(self) -> None:
         """After a clean stop the whole file must be what everybody was told."""
         await self._verify_served()
         await self._retry()
+        heads: dict[LogId, int] = {}
+        for fact in self.told.values():
+            heads[fact.log] = max(heads.get(fact.log, 0), fact.offset)
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*(self._catch_up(watcher, heads) for watcher in self.watchers))
         code = await asyncio.to_thread(self._bridge.stop)
         assert code == 0, self._bridge.stderr
         self.stored = await asyncio.to_thread(read_logs, self.path, lambda _: True)
         self._verify_stored(lambda _: True)
+        self._verify_seen(self.watchers, all_of_it=True)
         logged = Counter(id_ for stored in self.stored.values() for id_ in stored.facts)
         assert max(logged.values()) == 1, "a request is in two logs"
         assert set(logged) == set(self.told), "somebody wrote what nobody asked for"
@@ -246,7 +319,14 @@ class KillLoop:
             for session in sessions
             for _ in range(WRITERS)
         ]
-        tasks += [self._lives(f"{self._prefix()}lives{n}") for n in range(2)]
+        lives = [f"{self._prefix()}lives{n}" for n in range(2)]
+        tasks += map(self._lives, lives)
+        if not self._watching:
+            self._watching = [
+                Watcher(session, wanted) for session in (*sessions, *lives) for wanted in FILTERS
+            ]
+            self.watchers += self._watching
+        tasks += map(self._watch, self._watching)
         async with asyncio.timeout(DEADLINE):
             await asyncio.gather(*tasks)
 
@@ -318,6 +398,7 @@ class KillLoop:
         if not self._had_nothing_to_end(sent, response):
             self.told[request_id] = sent.fact(response)
         del self.in_flight[request_id]
+        self._tell_news()
         self._answers += 1
         if self._answers == self._kill_at:
             loop = asyncio.get_running_loop()
@@ -330,8 +411,65 @@ class KillLoop:
     def _kill(self) -> None:
         self._killed = True
         self._bridge.process.kill()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        news, self._news = self._news, asyncio.get_running_loop().create_future()
+        news.set_result(None)
+
+    # Watching.
+
+    async def _watch(self, watcher: Watcher) -> None:
+        """Until the bridge is killed."""
+        while not self._killed:
+            news = self._news
+            try:
+                await self._see(watcher, lambda _: False)
+            except grpc.aio.AioRpcError as error:
+                if self._killed and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    watcher.interrupted()
+                    return
+                fresh = watcher.request is watcher.fresh
+                if not fresh or error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+                await news  # the session is still to begin
+            else:
+                watcher.ended()
+
+    async def _catch_up(self, watcher: Watcher, heads: Mapping[LogId, int]) -> None:
+        """See everything that is still to come."""
+        watcher.request.send_caught_up = True
+        try:
+            ended = not await self._see(watcher, lambda update: update.update_type == "caught_up")
+        except grpc.aio.AioRpcError as error:
+            if watcher.request.log_epoch or error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            return  # the session has ended, or never began
+        if not ended:
+            log = LogId(watcher.fresh.session_id, watcher.request.log_epoch)
+            assert watcher.request.after_offset >= heads[log], f"{log}: caught up before the head"
+
+    async def _see(self, watcher: Watcher, enough: Callable[[Any], bool]) -> bool:
+        """Watch on, to the end of the log; gives whether it was enough before that."""
+        self.resumed += bool(watcher.request.log_epoch)
+        call = self._stub.WatchVariables(watcher.request)
+        async for update in call:
+            watcher.see(update)
+            if enough(update):
+                call.cancel()
+                return True
+        return False
 
     # Verifying.
+
+    def _verify_seen(self, watchers: Sequence[Watcher], *, all_of_it: bool) -> None:
+        for watcher in watchers:
+            session = watcher.fresh.session_id
+            if all_of_it and "lives" not in session:
+                there = {log for log in self.stored if log.session_id == session}
+                assert there == set(watcher.seen), f"of {there} were watched {set(watcher.seen)}"
+            for log in watcher.seen:
+                watcher.verify(log, self.stored[log], all_of_it=all_of_it)
 
     def _verify_stored(self, wanted: Callable[[str], bool]) -> None:
         """All that was acknowledged is there, at its offset and with its values."""
@@ -422,6 +560,9 @@ def main(
     console.print(
         f"{rounds} kills, {len(loop.told)} writes acknowledged, all there once. Of those in "
         f"flight {loop.kept} were stored without an answer; their retries were duplicates. "
+        f"{len(loop.watchers)} watchers went on by bookmark {loop.resumed} times, and saw every "
+        f"offset they wanted once ({sum(len(s) for w in loop.watchers for s in w.seen.values())} "
+        f"updates; {sum(w.again for w in loop.watchers)} more came again as announced). "
         f"Seed {loop.seed}."
     )
 

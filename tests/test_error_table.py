@@ -42,6 +42,7 @@ SERVED = (
     "RollbackVariable",
     "StartOptimization",
     "StopOptimization",
+    "WatchVariables",
 )
 SNAKE = "\N{SNAKE}"
 HUGE = SNAKE * 100_000
@@ -80,9 +81,18 @@ def fault_of(error: Any) -> Fault:  # noqa: ANN401 - a call and its error at onc
 
 
 def raw_call(bridge: BridgeProcess, method: str, request: bytes) -> bytes:
-    """Call a method with bytes as they are, and give the bytes of its answer."""
-    call: Any = bridge.channel.unary_unary(f"/snakepit.bridge.BridgeService/{method}")
-    answer: bytes = call(request, timeout=TIMEOUT)
+    """Call a method with bytes as they are, and give the bytes of its answer.
+
+    Of a stream that is the first one, with which it is ended.
+    """
+    path = f"/snakepit.bridge.BridgeService/{method}"
+    channel: Any = bridge.channel
+    if method in METHODS and METHODS[method].server_streaming:
+        stream = channel.unary_stream(path)(request, timeout=TIMEOUT)
+        first: bytes = next(stream)
+        stream.cancel()
+        return first
+    answer: bytes = channel.unary_unary(path)(request, timeout=TIMEOUT)
     return answer
 
 
@@ -220,6 +230,7 @@ WITHOUT_SESSION: Fields = {
     "SetVariables": {},
     "GetVariableHistory": {"variable_identifier": "x"},
     "RollbackVariable": {"variable_identifier": "x", "target_version": 1},
+    "WatchVariables": {},
 }
 OF_A_VARIABLE: Fields = {
     "GetVariable": {},
@@ -238,6 +249,7 @@ OF_AN_EPOCH: Fields = {
     "RegisterVariable": register(),
     "SetVariable": setting("integer", packed(1)),
     "GetVariable": {"variable_identifier": "integer"},
+    "WatchVariables": {},
 }
 STARTS: Fields = {"InitializeSession": {}, "RegisterVariable": register()}
 PAGED: Fields = {"ListVariables": {}, "GetVariableHistory": {"variable_identifier": "integer"}}
@@ -648,6 +660,59 @@ ROWS: dict[str, Row] = {
         field="request_id",
         reason="REQUEST_ID_REUSED",
     ),
+    # Watches.
+    "offset without its epoch": request_fault(
+        "WatchVariables", {"after_offset": 3}, "after_offset 3", "log_epoch", field="log_epoch"
+    ),
+    "negative heartbeat_seconds": request_fault(
+        "WatchVariables",
+        {"heartbeat_seconds": -1},
+        "heartbeat_seconds -1",
+        "negative",
+        field="heartbeat_seconds",
+    ),
+    **{
+        f"update_types {label}": request_fault(
+            "WatchVariables",
+            {"update_types": ["value_change", name]},
+            "update_types",
+            "value_change, registered, deleted",
+            field="update_types",
+        )
+        for label, name in {"empty": "", "unknown": "changed", "huge": HUGE}.items()
+    },
+    **{
+        f"identifier to watch {label}": request_fault(
+            "WatchVariables",
+            {"variable_identifiers": ["integer", name]},
+            "variable_identifiers",
+            "1 to 1024",
+            field="variable_identifiers",
+        )
+        for label, name in {"empty": "", "too long": "*" * 1025, "huge": HUGE}.items()
+    },
+    **{
+        f"{label} to watch": Row(
+            "WatchVariables",
+            {"variable_identifiers": names},
+            "RESOURCE_EXHAUSTED",
+            "RESOURCE_EXHAUSTED",
+            words,
+            "variable_identifiers",
+        )
+        for label, names, words in [
+            ("1001 names", [f"x{n}" for n in range(1_001)], ("1001", "1000")),
+            ("17 patterns", [f"x{n}*" for n in range(17)], ("17", "16")),
+        ]
+    },
+    "resume_check of another log": Row(
+        "WatchVariables",
+        {"after_offset": 0, "resume_check": 1},
+        "FAILED_PRECONDITION",
+        "FAILED_PRECONDITION",
+        ("resume_check", "offset 0"),
+        "resume_check",
+    ),
     # Whatever is quoted is shortened.
     **{
         f"huge {field}: {method}": missing(method, {field: HUGE}, reason)
@@ -803,7 +868,6 @@ def test_the_methods_that_are_not_served_are_known() -> None:
         "GetExposedElixirTools",
         "RegisterTools",
         "StreamTelemetry",
-        "WatchVariables",
     ]
 
 
@@ -854,6 +918,7 @@ IN_ORDER: dict[str, dict[str, Any]] = {
     "GetVariableHistory": {"variable_identifier": "x"},
     "GetSession": {},
     "Heartbeat": {},
+    "WatchVariables": {"include_initial_values": True},
     "DeleteVariable": {"variable_identifier": "x"},
     "CleanupSession": {},
 }
@@ -876,11 +941,8 @@ def test_unknown_fields_are_harmless(bridge: BridgeProcess) -> None:
 def shape(message: Message) -> str:
     """Write a message without what differs from run to run."""
     lines = str(message).splitlines()
-    return "\n".join(
-        line
-        for line in lines
-        if not any(word in line for word in ("seconds:", "nanos:", "epoch:", "optimization_id:"))
-    )
+    different = ("seconds:", "nanos:", "epoch:", "optimization_id:", "resume_check:")
+    return "\n".join(line for line in lines if not any(word in line for word in different))
 
 
 def test_an_unknown_field_inside_a_value_is_harmless(bridge: BridgeProcess) -> None:

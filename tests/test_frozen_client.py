@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
 from tests.test_frozen_contract import FIRST_OF_OURS, FROZEN, METHODS
 
@@ -131,6 +132,15 @@ class OldClient:
         content = type(message(response)).FromString(raw)
         self.skipped |= set(unknown_fields(content))
         return content
+
+    def watch(self, **fields: Any) -> Iterator[Any]:  # noqa: ANN401
+        """Read a watch to its end, which must be OK."""
+        stream = self.channel.unary_stream(f"/{PACKAGE}.BridgeService/WatchVariables")
+        request = message("WatchVariablesRequest", **fields).SerializeToString()
+        for raw in stream(request, timeout=30):
+            update = type(message("VariableUpdate")).FromString(raw)
+            self.skipped |= set(unknown_fields(update))
+            yield update
 
 
 @pytest.fixture(scope="module")
@@ -364,6 +374,61 @@ def test_an_old_client_lives_a_whole_session(client: OldClient) -> None:
         "VariableHistoryEntry.22",
         "BatchSetVariablesResponse.21",
     } <= client.skipped
+
+
+def test_an_old_client_watches(client: OldClient) -> None:
+    """From initial values to the end of the session, and sees three types of update."""
+    session = {"session_id": "old watch"}
+    names = {"variable_identifiers": ["x", "y"]}
+    client.call("RegisterVariable", **session, name="x", type="float", initial_value=packed(1))
+    updates = client.watch(**session, **names, include_initial_values=True)
+    initial = next(updates)
+    for name in ("y", "z"):
+        client.call("RegisterVariable", **session, name=name, type="float", initial_value=packed(1))
+    change = {"value": packed(2), "metadata": {"source": "python", "k": "v"}}
+    for name in ("x", "z", "y"):
+        client.call("SetVariable", **session, variable_identifier=name, **change)
+    client.call("DeleteVariable", **session, variable_identifier="x")
+    client.call("SetVariables", **session, updates={"y": packed(3), "z": packed(3)}, atomic=True)
+    kept = client.call("GetVariable", **session, variable_identifier="y").variable
+    client.call("CleanupSession", **session)
+    seen = [initial, *updates]
+
+    assert [
+        (update.update_type, update.variable.name, update.variable.value, update.variable.version)
+        for update in seen
+    ] == [
+        ("initial_value", "x", packed(1), 1),
+        ("value_change", "x", packed(2), 2),
+        ("value_change", "y", packed(2), 2),
+        ("value_change", "y", packed(3), 3),
+    ]
+    assert seen[-1].variable == kept
+    assert all(update.variable_id == update.variable.id for update in seen)
+    assert [update.update_source for update in seen] == ["elixir", "python", "python", "elixir"]
+    assert [dict(update.update_metadata) for update in seen[1:3]] == [change["metadata"]] * 2
+    assert all(update.timestamp.seconds > 1_700_000_000 for update in seen)
+    assert set_fields(initial) == {
+        "variable_id",
+        "variable",
+        "update_source",
+        "timestamp",
+        "update_type",
+    }
+    assert {"VariableUpdate.20", "VariableUpdate.21", "VariableUpdate.22"} <= client.skipped
+
+
+def test_an_old_client_understands_a_heartbeat(client: OldClient) -> None:
+    """It cannot ask for one sooner than after 30 s; so somebody asks for it."""
+    client.call("InitializeSession", session_id="old heartbeat")
+    request = message("WatchVariablesRequest", session_id="old heartbeat").SerializeToString()
+    soon = pb.WatchVariablesRequest(heartbeat_seconds=1).SerializeToString()
+    stream = client.channel.unary_stream(f"/{PACKAGE}.BridgeService/WatchVariables")
+    call = stream(request + soon, timeout=30)
+    beat = type(message("VariableUpdate")).FromString(next(call))
+    call.cancel()
+    assert set_fields(beat) == {"timestamp", "update_type"}
+    assert beat.update_type == "heartbeat"
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,7 @@ def test_refused_requests_do_not_stay_in_memory(fresh: Victim) -> None:
         "SetVariable": message_of("SetVariable", session_id="victim", variable_identifier=text),
         "GetSession": message_of("GetSession", session_id=text),
         "ExecuteTool": message_of("ExecuteTool", tool_name=text),
+        "WatchVariables": message_of("WatchVariables", session_id=text),
     }
     before = fresh.memory.now
     grown = {}

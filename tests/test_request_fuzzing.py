@@ -1,4 +1,4 @@
-"""Valid requests of every unary RPC, mutated: whatever comes, the bridge answers and lives.
+"""Valid requests of every RPC with one request, mutated: the bridge answers, and lives.
 
 The mutations come from a seed, which is printed. Half of them are of the bytes, which
 rarely remain a message; half keep the structure, so that what is inside is reached.
@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
 from snakepit_bridge import bridge_service_pb2 as pb
-from tests.hostile import AT_ONCE, PATH, Victim, answer_of, field, folded_heads, varint
+from tests.hostile import Victim, answer_of, begin, field, folded_heads, varint
 from tests.test_error_table import SERVED, VALUES, message_of
 from tests.wire_session import METHODS, Session, packed
 
@@ -27,11 +28,7 @@ OPEN = 50
 
 FAILURES = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "DATA_LOSS"}
 
-UNARY = sorted(
-    name
-    for name, method in METHODS.items()
-    if not method.client_streaming and not method.server_streaming
-)
+CALLED = sorted(name for name, method in METHODS.items() if not method.client_streaming)
 
 OF_A_VARIABLE = {"variable_identifier": "integer"}
 META = {"metadata": {"source": "python", "k": "v"}}
@@ -68,6 +65,15 @@ VALID: dict[str, dict[str, Any]] = {
     },
     "StopOptimization": {"variable_identifier": "module", "force": True, **META},
     "RollbackVariable": {**OF_A_VARIABLE, "target_version": 1, "request_id": "back", **META},
+    "WatchVariables": {
+        "variable_identifiers": ["integer", "var_float_2", "*e*"],
+        "include_initial_values": True,
+        "after_offset": 0,
+        "heartbeat_seconds": 7,
+        "send_caught_up": True,
+        "max_value_bytes": 100,
+        "update_types": ["value_change", "registered", "deleted"],
+    },
 }
 """What a request has beside its session id, "victim" unless it says otherwise."""
 
@@ -95,7 +101,7 @@ def insert(source: random.Random, data: bytes) -> bytes:
 
 
 def splice(source: random.Random, data: bytes) -> bytes:
-    other = valid(source.choice(UNARY))
+    other = valid(source.choice(CALLED))
     return data[: source.randrange(len(data))] + other[source.randrange(len(other)) :]
 
 
@@ -169,7 +175,7 @@ def double(source: random.Random, data: bytes) -> bytes:
 def transplant(source: random.Random, data: bytes) -> bytes:
     """Take a field out of another request, under a number of this one."""
     fields = parts(data)
-    _, content = source.choice(parts(valid(source.choice(UNARY))))
+    _, content = source.choice(parts(valid(source.choice(CALLED))))
     fields[source.randrange(len(fields))] = (source.choice(fields)[0], content)
     return joined(fields)
 
@@ -185,6 +191,21 @@ SHARP: tuple[Mutation, ...] = (inside, inside, inside, double, transplant, drop)
 
 
 def mutant(source: random.Random, method: str) -> bytes:
+    while True:
+        data = mutated(source, method)
+        if method != "WatchVariables" or is_answered(data):
+            return data
+
+
+def is_answered(request: bytes) -> bool:
+    """Whether a watch says something at once, or else could not be told from one that hangs."""
+    try:
+        return pb.WatchVariablesRequest.FromString(request).send_caught_up
+    except DecodeError:
+        return True
+
+
+def mutated(source: random.Random, method: str) -> bytes:
     data = valid(method)
     if source.random() < 0.5:
         # Once: each of these goes by the structure, which the one before may have broken.
@@ -210,19 +231,17 @@ def restore(victim: Victim) -> None:
     for type_, value in VALUES.items():
         if type_ not in live:
             victim.session.register(type_, value, type_)
-    channel: Any = victim.bridge.channel
     for method, variable in (("StopOptimization", "choice"), ("StartOptimization", "module")):
         fields = {**VALID[method], "variable_identifier": variable}
         request = message_of(method, session_id=victim.session.id, **fields).SerializeToString()
-        code = channel.unary_unary(PATH + method).future(request, timeout=AT_ONCE).code().name
+        code = begin(victim.bridge.channel, method, request).code().name
         assert code in ("OK", "UNIMPLEMENTED", "FAILED_PRECONDITION")
 
 
-@pytest.mark.parametrize("method", UNARY)
+@pytest.mark.parametrize("method", CALLED)
 def test_what_is_mutated_is_valid(victim: Victim, method: str) -> None:
     restore(victim)
-    call: Any = victim.bridge.channel.unary_unary(PATH + method)
-    future = call.future(valid(method), timeout=AT_ONCE)
+    future = begin(victim.bridge.channel, method, valid(method))
     code = future.code().name
     # One that the table of errors does not know yet may be served already.
     assert code == "OK" or (method not in SERVED and code == "UNIMPLEMENTED"), future.details()
@@ -235,13 +254,9 @@ def test_mutants_are_answered_and_break_nothing(victim: Victim, seed: int) -> No
     counts: Counter[str] = Counter()
     for start in range(0, MUTANTS, OPEN):
         restore(victim)
-        methods = [UNARY[number % len(UNARY)] for number in range(start, start + OPEN)]
+        methods = [CALLED[number % len(CALLED)] for number in range(start, start + OPEN)]
         mutants = [(method, mutant(source, method)) for method in methods]
-        channel: Any = victim.bridge.channel
-        calls = [
-            channel.unary_unary(PATH + method).future(request, timeout=AT_ONCE)
-            for method, request in mutants
-        ]
+        calls = [begin(victim.bridge.channel, method, request) for method, request in mutants]
         for (method, request), call in zip(mutants, calls, strict=True):
             answer = answer_of(call)
             assert answer.code not in FAILURES, (method, request, answer)

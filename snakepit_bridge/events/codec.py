@@ -94,7 +94,7 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
     packed, large = _pack(values)
     digest = chain(digest, header)
     count = len(events)
-    facts = [(kind := e.WhichOneof("kind"), getattr(e, kind)) for e in events]
+    facts = tuple([(kind := e.WhichOneof("kind"), getattr(e, kind)) for e in events])
     ended = record.time_unix_nanos if kind == "session_ended" else 0
     return (
         _new(StoredRecord, (head + 1, count, header, packed, digest, large, ended)),
@@ -211,7 +211,7 @@ def _facts(stored: StoredRecord, record: Record) -> Sequence[Fact]:
         if kind is None:
             raise _newer(stored, record)
         facts.append((kind, getattr(event, kind)))
-    return facts
+    return tuple(facts)
 
 
 def _values(
@@ -241,7 +241,7 @@ def _values(
         raise _damaged(stored, _OTHER_VALUES) from None
     if len(anys) != len(values) or len(binaries) not in (0, len(values)):
         raise _damaged(stored, _OTHER_VALUES)
-    return _completed(stored, values, large) if absent and large is not None else values
+    return _completed(stored, values, large) if absent and large is not None else tuple(values)
 
 
 def is_absent(value: Value) -> bool:
@@ -256,7 +256,9 @@ def _checked(stored: StoredRecord, named: bytes, any_: bytes, binary: bytes) -> 
     return value
 
 
-def _completed(stored: StoredRecord, values: Sequence[Value], large: LargeValues) -> list[Value]:
+def _completed(
+    stored: StoredRecord, values: Sequence[Value], large: LargeValues
+) -> tuple[Value, ...]:
     """The same values, with those stored by digest looked up."""
     found = large([value.digest for value in values if is_absent(value)])
     completed = []
@@ -268,7 +270,7 @@ def _completed(stored: StoredRecord, values: Sequence[Value], large: LargeValues
             completed.append(_checked(stored, value.digest, kept.any, kept.binary))
         else:
             completed.append(value)
-    return completed
+    return tuple(completed)
 
 
 DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {

@@ -234,7 +234,10 @@ Fact = tuple[str, Any]
 
 
 class Transaction(NamedTuple):
-    """A record, parsed: what the projection folds and a watcher is shown."""
+    """A record, parsed: what the projection folds and a watcher is shown.
+
+    In tuples, which the garbage collector need not look at again and again.
+    """
 
     record: Record
     header: bytes

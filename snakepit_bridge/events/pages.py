@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from snakepit_bridge.errors import OffsetOutOfRange
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.model import LogId
@@ -22,12 +23,12 @@ from snakepit_bridge.events.ring import Committed, committed
 
 __all__ = ["Pages"]
 
-PAGE_EVENTS = 250
+PAGE_EVENTS = 100
 PAGE_BYTES = 1024 * 1024
 """A page ends with the transaction that reaches one of these."""
 
-KEPT_BYTES = 32 * 1024 * 1024
-"""Of all pages that are kept, about 60; the newest one always is."""
+KEPT_BYTES = 8 * 1024 * 1024
+"""Of all pages that are kept, about 40; the newest one always is."""
 
 KEPT_STATES = 64
 KEPT_VARIABLES = 100_000
@@ -84,8 +85,15 @@ class Pages:
         :raises DataLoss: an event on the way is damaged or missing.
         """
         with self._reading:
-            if not self.find(log.id, position, 1):
-                self._keep(log.id, self._read(log, position))
+            if self.find(log.id, position, 1):
+                return
+            try:
+                page = self._read(log, position)
+            except OffsetOutOfRange:
+                # It may be the state that reading went on from which lies before the cut.
+                self._states.clear()
+                page = self._read(log, position)
+            self._keep(log.id, page)
 
     def _read(self, log: LoadedLog, position: int) -> _Page:
         head = log.told  # what lies beyond is not committed, or not yet known to be

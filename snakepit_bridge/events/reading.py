@@ -390,7 +390,7 @@ def cut_away(head: LogHead, offset: int) -> OffsetOutOfRange:
     """The refusal of an offset that is no longer kept."""
     left = f"has offsets {head.base + 1} to {head.head}"
     if head.base == head.head:
-        left = f"has none left, the next will be {head.head + 1}"
+        left = f"has none left: the last was {head.head}, the next will be {head.head + 1}"
     return OffsetOutOfRange(
         f"offset {offset} was cut away by retention: the log {head.log.epoch} {left}",
         first_available=head.base + 1,

@@ -18,9 +18,9 @@ __all__ = ["Recent", "Watched", "WhenCommitted"]
 
 logger = logging.getLogger(__name__)
 
-RECENT_BYTES = 16 * 1024 * 1024
-"""Of all rings together: about 7,000 sets of short values. Larger rings save little, as pages
-are shared, and give the garbage collector more to look at."""
+RECENT_BYTES = 4 * 1024 * 1024
+"""Of all rings together: about 2,000 sets of short values. Pages of the log are shared, so that
+larger rings save little, and what they hold the garbage collector has to look at."""
 
 Watched = Sequence[tuple[LoadedLog, Sequence[Committed]]]
 """Watched logs that moved and what was committed of each; nothing, where it has to be read from
