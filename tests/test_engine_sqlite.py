@@ -20,6 +20,7 @@ from snakepit_bridge.events.model import Envelope, LogHead, LogId, make_value
 from snakepit_bridge.events.reading import load
 from snakepit_bridge.events.snapshot import seal_snapshot
 from snakepit_bridge.events.sqlite import SWEPT_AT_ONCE, WAL_BYTES, SqliteLog
+from snakepit_bridge.events.sqlite_reading import READ_BYTES
 from snakepit_bridge.events.urls import open_log
 from tests.direct import Direct, integer
 from tests.engine_contract import (
@@ -349,3 +350,13 @@ def test_a_mark_below_the_base_says_nothing_any_more(stopped: Path) -> None:
     state, offset = load(engine, newest(engine))
     assert (state.head, offset) == (6, 6)
     engine.close()
+
+
+def test_large_records_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    with closing(SqliteLog(tmp_path / "bridge.db")) as engine:
+        size = READ_BYTES // 3
+        records = [record(first)._replace(values=bytes(size)) for first in range(1, 9)]
+        engine.append([(LOG, stored) for stored in records])
+        assert [stored.first_offset for stored in engine.read(LOG)] == [1, 2, 3]
+        assert [stored.first_offset for stored in engine.read(LOG, 3)] == [4, 5, 6]
+        assert list(engine.records(LOG)) == records

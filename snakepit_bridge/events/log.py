@@ -121,7 +121,10 @@ class EventLog(ABC):
 
     @abstractmethod
     def read(self, log: LogId, after: int = 0, *, limit: int = 1_000) -> Sequence[StoredRecord]:
-        """At most ``limit`` records in order, from the one that holds offset ``after + 1``."""
+        """At most ``limit`` records in order, from the one that holds offset ``after + 1``.
+
+        Fewer where these are large; none only at the end.
+        """
 
     @abstractmethod
     def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:

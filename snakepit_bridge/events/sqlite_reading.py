@@ -21,6 +21,10 @@ from snakepit_bridge.events.value_files import ValueFiles
 
 __all__ = ["FULL", "IN_A_FILE", "SqliteReading"]
 
+READ_BYTES = 4 * 1024 * 1024
+"""Records that are read at a time end with the one that reaches this: a thousand transactions of
+a thousand values would be gigabytes."""
+
 CHECKED_BYTES = 256 * 1024 * 1024
 """Files to this size have their structure checked after each start: half a second."""
 
@@ -51,7 +55,15 @@ class SqliteReading(EventLog):
             found = reader.execute(
                 sql.SELECT_AFTER, {"log": row[0], "next": following, "limit": limit}
             )
-            return [_new(StoredRecord, columns + _OF_APPENDING) for columns in found]
+            records = []
+            size = 0
+            for columns in found:
+                records.append(_new(StoredRecord, columns + _OF_APPENDING))
+                size += len(columns[2]) + len(columns[3])
+                if size > READ_BYTES:
+                    break
+            found.close()
+            return records
 
     def read_back(self, log: LogId, before: int, *, limit: int = 1_000) -> Sequence[StoredRecord]:
         with self._reading() as reader:
