@@ -45,17 +45,20 @@ Send = Callable[[bytes], Awaitable[None]]
 Stream = Callable[[bytes, str, Send], Awaitable[None]]
 """A method that gets a request, the name of its connection, and what sends an answer."""
 
-UPDATES_A_TURN = 4
+UPDATES_A_TURN = 16
 
 LAGGING = 1_000
 """Events behind the head from which a watch gives way to commands: it is about to catch up with
 the past, which it could do at many times the speed of anybody who writes."""
 
-REST = 2.0
-"""How long it rests then, in lengths of its turns; measured with one watch that reads a million
-events: writers keep three quarters of their speed instead of two fifths."""
+UPDATES_A_LONG_TURN = 64
+REST = 3.0
+"""What it sends in a turn then, and how long it rests after it, in lengths of the turn. Measured
+with one watch that reads a million events: without a rest it leaves writers two fifths of their
+speed, with this nine tenths, and gets 2,000 events/s beside them (alone 40,000)."""
 
-LONGEST_REST = 0.05
+LONGEST_REST = 0.1
+"""Seconds."""
 
 READERS = 2
 """Threads that read the log for watches."""
@@ -223,7 +226,8 @@ class _Running(Watch):
         cursor = self.cursor
         if cursor.at_boundary or cursor.lag > LAGGING:
             self._go_on()
-        for update in cursor.take(self._watches.pages, self._updates.change, UPDATES_A_TURN):
+        count = UPDATES_A_LONG_TURN if cursor.lag > LAGGING else UPDATES_A_TURN
+        for update in cursor.take(self._watches.pages, self._updates.change, count):
             await self._send(update)
         if cursor.at_boundary:
             # That everything up to here was delivered is said when it is asked for, or is time.
