@@ -177,6 +177,7 @@ class Bench:
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr(watching, "UPDATES_A_TURN", A_TURN)
+    monkeypatch.setattr(watching, "UPDATES_A_LONG_TURN", A_TURN)
     bench = Bench()
     bench.register(*NAMES)
     try:
