@@ -140,7 +140,9 @@ def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Conte
                 await context.send_initial_metadata(())
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
-                await method(raw, context.peer(), context.write)
+                stream = method(raw, context.peer(), context.write)
+                raw = b""  # it may be long, and the stream may be open for hours
+                await stream
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error  # the client is gone, nobody hears an answer
         except Exception as error:

@@ -46,6 +46,10 @@ SHORTEST_SLEEP = 0.1
 """Seconds before one whose time has come is looked at again."""
 
 
+MOST_STALE = 64
+"""Alarms of closed watches that are kept in any case."""
+
+
 class Watch:
     """One open watch, as the hub sees it."""
 
@@ -148,6 +152,8 @@ class Hub:
         self._blocked_check: asyncio.TimerHandle | None = None
         self._alarms: list[tuple[float, int, Watch]] = []
         """A heap with one entry for each watch: when to look at it."""
+        self._stale = 0
+        """How many of these are of watches that were closed."""
         self._alarm: asyncio.TimerHandle | None = None
         self._order = count()
         self.closing = False
@@ -225,6 +231,7 @@ class Hub:
             channel.leave(group)
             if not channel.groups:
                 del self._channels[log]
+            self._forget_alarm()
 
     def turn(self, watch: Watch, *, asleep: bool) -> Awaitable[None]:
         """Wait for a turn; ``done`` gives it back.
@@ -306,6 +313,14 @@ class Hub:
                 self._alarm.cancel()
             self._alarm = self._loop.call_at(watch.due, self._look_at_clock)
 
+    def _forget_alarm(self) -> None:
+        """A watch was closed: clean up when half of the heap is of such."""
+        self._stale += 1
+        if self._stale > MOST_STALE and 2 * self._stale > len(self._alarms):
+            self._alarms = [alarm for alarm in self._alarms if alarm[2].group is not None]
+            heapq.heapify(self._alarms)
+            self._stale = 0
+
     def _look_at_clock(self) -> None:
         now = self._loop.time()
         alarms = self._alarms
@@ -314,6 +329,7 @@ class Hub:
             group = watch.group
             if group is None:
                 heapq.heappop(alarms)
+                self._stale -= 1
                 continue
             if watch.due <= now and watch in group.asleep:
                 self._skip(watch, group.channel.passed)

@@ -94,8 +94,10 @@ class Watches:
         del raw
         with self.hub.admitted(request.session_id, connection):
             log = await self._begin(request)
+            run = self._run(request, log, send)
+            del request  # the identifiers may be many
             try:
-                await self._run(request, log, send)
+                await run
             finally:
                 log.unwatch()
 
@@ -122,6 +124,7 @@ class Watches:
 
     async def _run(self, request: WatchRequest, log: LoadedLog, send: Send) -> None:
         selection = self.hub.selection(request.identifiers, request.kinds)
+        request = request._replace(identifiers=())
         place, variables = await self._start(request, log)
         watch = _Running(self, request, Cursor(log, selection, place), send)
         with self.hub.joined(watch):

@@ -370,6 +370,7 @@ def test_a_hole_in_the_log_is_data_loss() -> None:
     [
         ([str(n) for n in range(MAX_IDENTIFIERS + 1)], ResourceExhausted, "watch all"),
         ([f"{n}*" for n in range(MAX_PATTERNS + 1)], ResourceExhausted, "patterns"),
+        ([f"{n:03}" + "a" * 700 for n in range(100)], ResourceExhausted, "characters in all"),
         (["a", ""], InvalidRequest, "0 characters"),
         (["a" * 2_000], InvalidRequest, "2000 characters"),
         (["*" * 2_000], InvalidRequest, "2000 characters"),

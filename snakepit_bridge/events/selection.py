@@ -20,6 +20,9 @@ MAX_IDENTIFIERS = 1_000
 MAX_PATTERNS = 16
 """Of these that may be patterns: each is tried on each name that changes."""
 
+MAX_CHARACTERS = 65_536
+"""Of all identifiers of one watch together."""
+
 REMEMBERED_NAMES = 1_000
 """Names of which it is remembered whether a pattern matches."""
 
@@ -68,6 +71,13 @@ class Selection:
                 f"{len(wanted)} identifiers with {len(patterns)} patterns among them are more than "
                 f"the limits of {MAX_IDENTIFIERS} and {MAX_PATTERNS}: watch all (no identifiers), "
                 "or in several calls",
+                field="variable_identifiers",
+            )
+        characters = sum(map(len, wanted))
+        if characters > MAX_CHARACTERS:
+            raise ResourceExhausted(
+                f"variable_identifiers has {characters} characters in all, more than "
+                f"{MAX_CHARACTERS}: watch all (no identifiers), or in several calls",
                 field="variable_identifiers",
             )
         self.kinds = kinds
