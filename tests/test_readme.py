@@ -127,7 +127,8 @@ def test_the_library_lines_work_as_written(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.stdout.splitlines() == ["0.9", "[0.9, 0.7]"], done.stderr
+    said = ["temperature 0.7 -> 0.9", "0.9", "[0.9, 0.7]"]
+    assert done.stdout.splitlines() == said, done.stderr
 
 
 def test_what_the_readme_points_at_is_there() -> None:
