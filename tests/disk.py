@@ -426,6 +426,9 @@ class _Rows:
     def fetchall(self) -> list[tuple[Any, ...]]:
         return list(self._rows)
 
+    def close(self) -> None:
+        self._rows = iter(())
+
 
 _CLASSES = {
     apsw.SQLITE_CORRUPT: sqlite3.DatabaseError,
