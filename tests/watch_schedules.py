@@ -495,7 +495,8 @@ class Schedule:
             await call.code()
             stream.ending = Ending("OK")
         except grpc.aio.AioRpcError as error:
-            trailers = dict(error.trailing_metadata() or ())
+            # Not dict(it): of grpc.aio before 1.7x that asks for keys which are pairs.
+            trailers = dict(tuple(error.trailing_metadata() or ()))
             stream.ending = Ending(
                 error.code().name,
                 error.details() or "",
