@@ -33,8 +33,8 @@ from snakepit_bridge.limits import Limits
 __all__ = ["Hub", "Watch"]
 
 TURNS = 32
-"""How many watches may write at a time. With 64 a thousand watches get a third more updates and
-other calls wait twice as long; with 16 it is the other way round."""
+"""How many watches may write at a time. With 64 a thousand watches get a fifth more updates and
+other calls wait twice as long; with 16 a tenth fewer, and the wait is two thirds."""
 
 LONGEST_TURN = 0.05
 """Seconds after which a turn goes to the next, if somebody waits for it."""

@@ -236,7 +236,7 @@ Fact = tuple[str, Any]
 class Transaction(NamedTuple):
     """A record, parsed: what the projection folds and a watcher is shown.
 
-    In tuples, which the garbage collector need not look at again and again.
+    Its values are tuples of bytes, which the garbage collector need not look at twice.
     """
 
     record: Record
