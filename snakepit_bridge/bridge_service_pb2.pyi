@@ -549,7 +549,7 @@ class WatchVariablesRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., variable_identifiers: _Optional[_Iterable[str]] = ..., include_initial_values: bool = ..., after_offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., resume_check: _Optional[int] = ..., heartbeat_seconds: _Optional[int] = ..., send_caught_up: bool = ..., max_value_bytes: _Optional[int] = ..., update_types: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class VariableUpdate(_message.Message):
-    __slots__ = ("variable_id", "variable", "update_source", "update_metadata", "timestamp", "update_type", "offset", "log_epoch", "old_value", "old_binary_value", "resume_offset", "resume_check", "value_omitted", "transaction", "correlation_id", "traceparent")
+    __slots__ = ("variable_id", "variable", "update_source", "update_metadata", "timestamp", "update_type", "offset", "log_epoch", "old_value", "old_binary_value", "resume_offset", "resume_check", "value_omitted", "transaction", "correlation_id", "traceparent", "tool_call_id")
     class UpdateMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -573,6 +573,7 @@ class VariableUpdate(_message.Message):
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
     CORRELATION_ID_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     variable_id: str
     variable: Variable
     update_source: str
@@ -589,7 +590,8 @@ class VariableUpdate(_message.Message):
     transaction: int
     correlation_id: str
     traceparent: str
-    def __init__(self, variable_id: _Optional[str] = ..., variable: _Optional[_Union[Variable, _Mapping]] = ..., update_source: _Optional[str] = ..., update_metadata: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_type: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., old_value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., old_binary_value: _Optional[bytes] = ..., resume_offset: _Optional[int] = ..., resume_check: _Optional[int] = ..., value_omitted: bool = ..., transaction: _Optional[int] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, variable_id: _Optional[str] = ..., variable: _Optional[_Union[Variable, _Mapping]] = ..., update_source: _Optional[str] = ..., update_metadata: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_type: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., old_value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., old_binary_value: _Optional[bytes] = ..., resume_offset: _Optional[int] = ..., resume_check: _Optional[int] = ..., value_omitted: bool = ..., transaction: _Optional[int] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class GetVariableHistoryRequest(_message.Message):
     __slots__ = ("session_id", "variable_identifier", "limit", "min_offset", "log_epoch", "page_size", "page_token")
@@ -622,7 +624,7 @@ class GetVariableHistoryResponse(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[VariableHistoryEntry, _Mapping]]] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class VariableHistoryEntry(_message.Message):
-    __slots__ = ("version", "value", "timestamp", "changed_by", "metadata", "offset", "binary_value", "old_value", "old_binary_value", "correlation_id", "traceparent", "request_id", "rolled_back_to", "log_epoch")
+    __slots__ = ("version", "value", "timestamp", "changed_by", "metadata", "offset", "binary_value", "old_value", "old_binary_value", "correlation_id", "traceparent", "request_id", "rolled_back_to", "log_epoch", "tool_call_id")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -644,6 +646,7 @@ class VariableHistoryEntry(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_TO_FIELD_NUMBER: _ClassVar[int]
     LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
     value: _any_pb2.Any
     timestamp: _timestamp_pb2.Timestamp
@@ -658,7 +661,8 @@ class VariableHistoryEntry(_message.Message):
     request_id: str
     rolled_back_to: int
     log_epoch: str
-    def __init__(self, version: _Optional[int] = ..., value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., offset: _Optional[int] = ..., binary_value: _Optional[bytes] = ..., old_value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., old_binary_value: _Optional[bytes] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., request_id: _Optional[str] = ..., rolled_back_to: _Optional[int] = ..., log_epoch: _Optional[str] = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, version: _Optional[int] = ..., value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., offset: _Optional[int] = ..., binary_value: _Optional[bytes] = ..., old_value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., old_binary_value: _Optional[bytes] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., request_id: _Optional[str] = ..., rolled_back_to: _Optional[int] = ..., log_epoch: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class RollbackVariableRequest(_message.Message):
     __slots__ = ("session_id", "variable_identifier", "target_version", "request_id", "log_epoch", "expected_version", "optimization_id", "metadata")
@@ -961,7 +965,7 @@ class ExecuteToolRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., tool_name: _Optional[str] = ..., parameters: _Optional[_Mapping[str, _any_pb2.Any]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., stream: bool = ..., binary_parameters: _Optional[_Mapping[str, bytes]] = ..., request_id: _Optional[str] = ..., log_epoch: _Optional[str] = ...) -> None: ...
 
 class ExecuteToolResponse(_message.Message):
-    __slots__ = ("success", "result", "error_message", "metadata", "execution_time_ms", "binary_result", "offset", "log_epoch", "duplicate")
+    __slots__ = ("success", "result", "error_message", "metadata", "execution_time_ms", "binary_result", "offset", "log_epoch", "duplicate", "tool_call_id")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -978,6 +982,7 @@ class ExecuteToolResponse(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     success: bool
     result: _any_pb2.Any
     error_message: str
@@ -987,7 +992,8 @@ class ExecuteToolResponse(_message.Message):
     offset: int
     log_epoch: str
     duplicate: bool
-    def __init__(self, success: bool = ..., result: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., error_message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., execution_time_ms: _Optional[int] = ..., binary_result: _Optional[bytes] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, success: bool = ..., result: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., error_message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., execution_time_ms: _Optional[int] = ..., binary_result: _Optional[bytes] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class ToolChunk(_message.Message):
     __slots__ = ("chunk_id", "data", "is_final", "metadata")

@@ -25,21 +25,27 @@ __all__ = [
     "CleanupSession",
     "Command",
     "DeleteVariable",
+    "FinishTool",
     "Incoming",
     "InitializeSession",
     "LoadSession",
     "PastValue",
     "PreparedValue",
     "PythonValue",
+    "RegisterTools",
     "RegisterVariable",
     "RollbackVariable",
     "SetVariable",
     "SetVariables",
     "Setting",
     "StartOptimization",
+    "StartTool",
     "StopOptimization",
+    "ToolArgument",
+    "ToolRun",
     "WireValue",
     "fingerprint",
+    "method_of",
     "prepared",
     "told_apart",
 ]
@@ -239,6 +245,60 @@ class StopOptimization(NamedTuple):
     force: bool = False
 
 
+class RegisterTools(NamedTuple):
+    """Tell a session of tools that a worker elsewhere runs, and begin it if there is none."""
+
+    envelope: Envelope
+    tools: Sequence[tuple[str, bytes]]
+    """Names, and serialized ``ToolRegistration`` messages."""
+    worker_id: str
+
+
+class ToolArgument(NamedTuple):
+    """One argument of a tool, as it is recorded: with its bytes or without."""
+
+    name: str
+    digest: bytes
+    value: Value | None
+    recorded: bool = True
+    """Whether it is recorded at all; it belongs to the request in any case."""
+
+
+class ToolRun(NamedTuple):
+    """What the bridge adds to a call that it starts."""
+
+    call_id: str
+    deadline_unix_nanos: int
+
+
+class StartTool(NamedTuple):
+    """Record that a tool begins to run, and begin the session if there is none.
+
+    A repeated request is answered with how the first one ended, or without that while it runs.
+    """
+
+    envelope: Envelope
+    tool: str
+    arguments: Sequence[ToolArgument]
+    streaming: bool
+    run: ToolRun
+
+
+class FinishTool(NamedTuple):
+    """Record how a tool's call ended; nothing where it is closed already."""
+
+    envelope: Envelope
+    call_id: str
+    outcome: str
+    duration_nanos: int
+    value: Value | None = None
+    """The result, where it is kept; else only its ``digest``."""
+    digest: bytes = b""
+    error: tuple[str, str, str] = ("", "", "")
+    """Type, message and traceback of what was raised."""
+    chunks: int = 0
+
+
 Command = (
     InitializeSession
     | LoadSession
@@ -250,6 +310,9 @@ Command = (
     | RollbackVariable
     | StartOptimization
     | StopOptimization
+    | RegisterTools
+    | StartTool
+    | FinishTool
 )
 
 
@@ -292,6 +355,13 @@ def _prepared(wire: WireValue) -> Incoming:
         return PreparedValue(wire, type_name, error)
 
 
+def method_of(command: Command) -> str:
+    """The RPC that a request id of this command belongs to."""
+    if isinstance(command, StartTool):
+        return "ExecuteStreamingTool" if command.streaming else "ExecuteTool"
+    return type(command).__name__
+
+
 def fingerprint(command: Command) -> bytes:
     """Digest of what the client asked for, without how it was traced."""
     fields = [_plain(field) for field in command[1:]]
@@ -305,8 +375,12 @@ def fingerprint(command: Command) -> bytes:
 def _plain(field: object) -> object:
     if isinstance(field, WireValue | PreparedValue | PythonValue):
         return field.fingerprint()
-    if isinstance(field, PastValue | BridgeError):
-        return ""  # the client did not send what the log was found to hold
+    if isinstance(field, PastValue | BridgeError | ToolRun):
+        return ""  # the client did not send what the log was found to hold, nor how a call is run
+    if isinstance(field, ToolArgument):
+        return [field.name, field.digest.hex()]
+    if isinstance(field, bytes):
+        return field.hex()
     if isinstance(field, Mapping):
         return sorted(field.items())
     if isinstance(field, Sequence) and not isinstance(field, str):

@@ -10,31 +10,36 @@ nothing. Everything that a command may meet, in this order:
 3. the session, the variable, the lock of an optimizer, the version,
 4. the value: type, then constraints.
 
+What a tool does names its call, which has to be open. A call that another start of the bridge
+left open is closed by the first command that meets it, in a transaction of its own.
+
 A lock that its optimizer has not used for long is taken away by the first other command that
 meets it, in a transaction of its own; then that command is decided again.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from snakepit_bridge.commands import (
     CleanupSession,
     Command,
     DeleteVariable,
+    FinishTool,
     Incoming,
     InitializeSession,
     LoadSession,
+    RegisterTools,
     RegisterVariable,
     RollbackVariable,
     Setting,
     SetVariable,
     SetVariables,
     StartOptimization,
+    StartTool,
     StopOptimization,
     fingerprint,
+    method_of,
 )
 from snakepit_bridge.errors import (
     AlreadyExists,
@@ -65,14 +70,26 @@ from snakepit_bridge.events.model import (
 from snakepit_bridge.events.projection import SessionState, VariableState
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.locks import Stale, check_lock, locked, release_stale, stopped
-from snakepit_bridge.metadata_checks import check_map, check_merged, check_metadata
+from snakepit_bridge.metadata_checks import (
+    MAX_NAME,
+    check_map,
+    check_merged,
+    check_metadata,
+    check_name,
+)
+from snakepit_bridge.tool_rules import (
+    FINISHED,
+    check_call,
+    close_all,
+    close_foreign,
+    finish_tool,
+    register_tools,
+    start_tool,
+)
 from snakepit_bridge.type_serialization import check_type
 from snakepit_bridge.variables import Constraints, parse_constraints
 
 __all__ = ["decider", "recall"]
-
-MAX_NAME_BYTES = 256
-"""Of session ids, variable names and request ids; the wire contract's limit for names."""
 
 MAX_BATCH_WORK = 2**22
 """Of all patterns of a batch together: four times ``linear_pattern.MAX_WORK``."""
@@ -94,6 +111,10 @@ def decider(limits: Limits = DEFAULTS) -> Callable[[SessionState, str, Command, 
             check_metadata(envelope)
         if envelope.log_epoch and envelope.log_epoch != epoch:
             _refuse_epoch(setting, command)
+        if state.calls and (closed := close_foreign(setting)):
+            return Decision(closed, AGAIN)
+        if envelope.origin.tool_call_id and state.live:
+            check_call(state, envelope.origin)
         try:
             if envelope.request_id:
                 return _decide_once(setting, command)
@@ -113,11 +134,9 @@ def _decide(setting: Setting, command: Command) -> Decision:
 
 def _decide_once(setting: Setting, command: Command) -> Decision:
     request_id = command.envelope.request_id
-    if len(request_id.encode()) > MAX_NAME_BYTES:
-        raise InvalidRequest(
-            f"request_id is longer than {MAX_NAME_BYTES} bytes", field="request_id"
-        )
-    method, digest = type(command).__name__, fingerprint(command)
+    if len(request_id.encode()) > MAX_NAME:
+        raise InvalidRequest(f"request_id is longer than {MAX_NAME} bytes", field="request_id")
+    method, digest = method_of(command), fingerprint(command)
     known = setting.state.requests.find(request_id)
     if known is not None:
         if (known.method, known.digest) != (method, digest):
@@ -133,6 +152,11 @@ def _decide_once(setting: Setting, command: Command) -> Decision:
             return Decision((), answer)
         if isinstance(command, SetVariables) and not command.atomic:
             return _retry_batch(setting, command)._replace(request=(method, digest))
+        if isinstance(command, StartTool):
+            finished = setting.state.requests.find(request_id, FINISHED)
+            if finished is None:
+                return Decision((), Answer(known.first_offset, duplicate=True))
+            return Decision((), Recall(finished.first_offset))
         return Decision((), Recall(known.first_offset))
     return _decide(setting, command)._replace(request=(method, digest))
 
@@ -169,7 +193,9 @@ def _decide_unborn(setting: Setting, command: Command) -> Decision:
         return Decision((), Answer(state.head))
     if isinstance(command, CleanupSession):
         return Decision((), Answer(0))
-    if not isinstance(command, InitializeSession | RegisterVariable):
+    if isinstance(command, FinishTool):
+        return Decision((), Answer(state.head))  # the session's end has closed the call
+    if not isinstance(command, _BEGINNING):
         raise SessionNotFound(session_id)
     if command.envelope.log_epoch:
         raise FailedPrecondition(
@@ -177,7 +203,7 @@ def _decide_unborn(setting: Setting, command: Command) -> Decision:
             "ended: leave log_epoch empty to begin a new one",
             field="log_epoch",
         )
-    _check_name("session_id", session_id)
+    check_name("session_id", session_id)
     if moment.live_sessions >= limits.sessions:
         raise ResourceExhausted(
             f"session {quote(session_id)} would be one more than the limit of {limits.sessions} "
@@ -194,12 +220,16 @@ def _decide_unborn(setting: Setting, command: Command) -> Decision:
         answer = Answer(1, show_state=True)
         return Decision((Draft((started,)),), answer, starts=True)
     unborn = setting._replace(state=SessionState())
-    return _register(unborn, command, before=(started,))
+    return _DECIDERS[type(command)](unborn, command, (started,))
+
+
+_BEGINNING = (InitializeSession, RegisterVariable, RegisterTools, StartTool)
+"""Commands that begin a session where there is none."""
 
 
 def _refuse_epoch(setting: Setting, command: Command) -> None:
     envelope = command.envelope
-    if not setting.state.head and not isinstance(command, InitializeSession | RegisterVariable):
+    if not setting.state.head and not isinstance(command, _BEGINNING):
         return  # there is no session at all, which is the better answer
     raise EpochMismatch(envelope.session_id, envelope.log_epoch, setting.epoch)
 
@@ -218,8 +248,10 @@ def _end(setting: Setting, command: CleanupSession) -> Decision:
     event = Event()
     body = event.session_ended
     body.reason = command.reason
-    body.resources = 1 + len(state.variables)
-    return Decision((Draft((event,)),), Answer(state.head + 1, number=body.resources))
+    body.resources = 1 + len(state.variables) + len(state.tools)
+    closed = close_all(state, "the session ended")
+    offset = state.head + len(closed) + 1
+    return Decision((*closed, Draft((event,))), Answer(offset, number=body.resources))
 
 
 def _register(
@@ -227,7 +259,7 @@ def _register(
 ) -> Decision:
     state, limits = setting.state, setting.limits
     name = command.name
-    _check_name("name", name)
+    check_name("name", name)
     if "*" in name or "?" in name:
         raise InvalidRequest(
             f"name {quote(name)} contains * or ?, which are kept for patterns", field="name"
@@ -442,10 +474,8 @@ def _roll_back(setting: Setting, command: RollbackVariable) -> Decision:
 def _start_optimization(setting: Setting, command: StartOptimization) -> Decision:
     state, epoch, _, _ = setting
     variable = _find(state, command.identifier)
-    if len(command.optimizer_id.encode()) > MAX_NAME_BYTES:
-        raise InvalidRequest(
-            f"optimizer_id is longer than {MAX_NAME_BYTES} bytes", field="optimizer_id"
-        )
+    if len(command.optimizer_id.encode()) > MAX_NAME:
+        raise InvalidRequest(f"optimizer_id is longer than {MAX_NAME} bytes", field="optimizer_id")
     check_map(command.config, "optimizer_config")
     release_stale(setting, (variable,), command.envelope)
     if variable.lock is not None:
@@ -477,7 +507,7 @@ def _stop_optimization(setting: Setting, command: StopOptimization) -> Decision:
     return Decision((draft,), Answer(state.head + 1, variable_id=id_))
 
 
-_DECIDERS: dict[type, Callable[[Setting, Any], Decision]] = {
+_DECIDERS: dict[type, Callable[..., Decision]] = {
     InitializeSession: _initialize,
     LoadSession: _load,
     CleanupSession: _end,
@@ -488,6 +518,9 @@ _DECIDERS: dict[type, Callable[[Setting, Any], Decision]] = {
     RollbackVariable: _roll_back,
     StartOptimization: _start_optimization,
     StopOptimization: _stop_optimization,
+    RegisterTools: register_tools,
+    StartTool: start_tool,
+    FinishTool: finish_tool,
 }
 
 
@@ -503,6 +536,10 @@ def recall(command: Command, transaction: Transaction) -> Answer:
             return answer._replace(number=body.resources)
         case StartOptimization():
             return answer._replace(optimization_id=body.optimization_id)
+        case StartTool():
+            return answer._replace(finished=transaction)
+        case RegisterTools():
+            return answer._replace(tool_ids={tool.name: tool.id for tool in body.tools})
         case RegisterVariable() | RollbackVariable() | StopOptimization():
             return answer._replace(variable_id=body.id)
         case SetVariables():
@@ -558,12 +595,3 @@ def _refuse_version(variable: VariableState, expected: int) -> None:
         expected=expected,
         actual=variable.version,
     )
-
-
-def _check_name(field: str, name: str) -> None:
-    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
-        raise InvalidRequest(
-            f"{field} {quote(name)} must have 1 to {MAX_NAME_BYTES} bytes", field=field
-        )
-    if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
-        raise InvalidRequest(f"{field} {quote(name)} contains a control character", field=field)

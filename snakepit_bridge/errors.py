@@ -9,6 +9,7 @@
     │   └── RequestIdReused          INVALID_ARGUMENT     same request_id, other method or payload
     ├── NotFound                     NOT_FOUND
     │   ├── SessionNotFound
+    │   ├── ToolNotFound
     │   ├── VariableNotFound
     │   └── VersionNotFound
     ├── AlreadyExists                ALREADY_EXISTS       the name is taken
@@ -20,8 +21,11 @@
     ├── Unavailable                  UNAVAILABLE          engine gone, draining
     │   ├── OutcomeUnknown           UNAVAILABLE          an append whose fate cannot be read
     │   └── WatchClosed              UNAVAILABLE          a watch that can go on elsewhere
+    ├── DeadlineExceeded             DEADLINE_EXCEEDED    a tool took too long
+    ├── Cancelled                    CANCELLED            a tool was cancelled, by somebody else
     ├── Unimplemented                UNIMPLEMENTED        a method that this release does not serve
     ├── DataLoss                     DATA_LOSS            a stored record is damaged
+    ├── ToolRaised                   INTERNAL             a streaming tool raised
     └── InternalError                INTERNAL             a defect of ours
 
 The table follows ``WIRE``'s error table; ``bridge_servicer`` turns these into a
@@ -33,12 +37,15 @@ request field at fault (``google.rpc.BadRequest``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 __all__ = [
     "AlreadyExists",
     "BridgeError",
+    "Cancelled",
     "DataLoss",
+    "DeadlineExceeded",
     "EpochMismatch",
     "FailedPrecondition",
     "InternalError",
@@ -51,6 +58,8 @@ __all__ = [
     "RequestIdReused",
     "ResourceExhausted",
     "SessionNotFound",
+    "ToolNotFound",
+    "ToolRaised",
     "Unavailable",
     "Unimplemented",
     "VariableNotFound",
@@ -127,6 +136,20 @@ class SessionNotFound(NotFound):
 
     def __init__(self, session_id: str) -> None:
         super().__init__(f"session {quote(session_id)} not found: initialise it first")
+
+
+class ToolNotFound(NotFound):
+    """No tool of this name runs here.
+
+    :param near: names that resemble it.
+    :param why: what is known of it nevertheless.
+    """
+
+    reason = "TOOL_NOT_FOUND"
+
+    def __init__(self, name: str, near: Sequence[str] = (), *, why: str = "") -> None:
+        hint = f": did you mean {' or '.join(quote(each) for each in near)}?" if near else ""
+        super().__init__(f"tool {quote(name)} not found{hint or (why and f': {why}')}")
 
 
 class VariableNotFound(NotFound):
@@ -218,6 +241,32 @@ class WatchClosed(Unavailable):
                 resume_offset=offset,
                 resume_check=check,
             )
+
+
+class DeadlineExceeded(BridgeError):
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(BridgeError):
+    code = "CANCELLED"
+    reason = "CANCELLED"
+
+
+class ToolRaised(BridgeError):
+    """A tool raised in the middle of its stream, which has no other way to say so.
+
+    With INTERNAL, as Snakepit's own worker answers.
+    """
+
+    reason = "TOOL_RAISED"
+
+    def __init__(self, tool: str, error_type: str, message: str) -> None:
+        super().__init__(
+            f"tool {quote(tool)} raised {quote(error_type)[1:-1]}: {message}",
+            tool=tool,
+            error_type=error_type,
+        )
 
 
 class Unimplemented(BridgeError):

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Record(_message.Message):
-    __slots__ = ("schema", "first_offset", "time_unix_nanos", "clock_unix_nanos", "source", "instance", "correlation_id", "traceparent", "tracestate", "metadata", "request", "events")
+    __slots__ = ("schema", "first_offset", "time_unix_nanos", "clock_unix_nanos", "source", "instance", "correlation_id", "traceparent", "tracestate", "metadata", "request", "events", "tool_call_id")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class Record(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     schema: int
     first_offset: int
     time_unix_nanos: int
@@ -38,7 +39,8 @@ class Record(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     request: Request
     events: _containers.RepeatedCompositeFieldContainer[Event]
-    def __init__(self, schema: _Optional[int] = ..., first_offset: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., clock_unix_nanos: _Optional[int] = ..., source: _Optional[str] = ..., instance: _Optional[str] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, schema: _Optional[int] = ..., first_offset: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., clock_unix_nanos: _Optional[int] = ..., source: _Optional[str] = ..., instance: _Optional[str] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., request: _Optional[_Union[Request, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class Request(_message.Message):
     __slots__ = ("id", "key", "method", "digest")
@@ -215,27 +217,31 @@ class Tool(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., spec: _Optional[bytes] = ...) -> None: ...
 
 class ToolStarted(_message.Message):
-    __slots__ = ("call_id", "tool", "arguments", "deadline_unix_nanos")
+    __slots__ = ("call_id", "tool", "arguments", "deadline_unix_nanos", "streaming")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     TOOL_FIELD_NUMBER: _ClassVar[int]
     ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    STREAMING_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     tool: str
     arguments: _containers.RepeatedCompositeFieldContainer[ToolArgument]
     deadline_unix_nanos: int
-    def __init__(self, call_id: _Optional[str] = ..., tool: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[ToolArgument, _Mapping]]] = ..., deadline_unix_nanos: _Optional[int] = ...) -> None: ...
+    streaming: bool
+    def __init__(self, call_id: _Optional[str] = ..., tool: _Optional[str] = ..., arguments: _Optional[_Iterable[_Union[ToolArgument, _Mapping]]] = ..., deadline_unix_nanos: _Optional[int] = ..., streaming: bool = ...) -> None: ...
 
 class ToolArgument(_message.Message):
-    __slots__ = ("name", "value_digest")
+    __slots__ = ("name", "value_digest", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VALUE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     value_digest: bytes
-    def __init__(self, name: _Optional[str] = ..., value_digest: _Optional[bytes] = ...) -> None: ...
+    digest: bytes
+    def __init__(self, name: _Optional[str] = ..., value_digest: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class ToolFinished(_message.Message):
-    __slots__ = ("call_id", "outcome", "value_digest", "error_type", "error_message", "duration_nanos", "started_offset")
+    __slots__ = ("call_id", "outcome", "value_digest", "error_type", "error_message", "duration_nanos", "started_offset", "digest", "error_traceback", "chunks")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     VALUE_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +249,9 @@ class ToolFinished(_message.Message):
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     DURATION_NANOS_FIELD_NUMBER: _ClassVar[int]
     STARTED_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ERROR_TRACEBACK_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     outcome: str
     value_digest: bytes
@@ -250,7 +259,10 @@ class ToolFinished(_message.Message):
     error_message: str
     duration_nanos: int
     started_offset: int
-    def __init__(self, call_id: _Optional[str] = ..., outcome: _Optional[str] = ..., value_digest: _Optional[bytes] = ..., error_type: _Optional[str] = ..., error_message: _Optional[str] = ..., duration_nanos: _Optional[int] = ..., started_offset: _Optional[int] = ...) -> None: ...
+    digest: bytes
+    error_traceback: str
+    chunks: int
+    def __init__(self, call_id: _Optional[str] = ..., outcome: _Optional[str] = ..., value_digest: _Optional[bytes] = ..., error_type: _Optional[str] = ..., error_message: _Optional[str] = ..., duration_nanos: _Optional[int] = ..., started_offset: _Optional[int] = ..., digest: _Optional[bytes] = ..., error_traceback: _Optional[str] = ..., chunks: _Optional[int] = ...) -> None: ...
 
 class ValueRedacted(_message.Message):
     __slots__ = ("digest", "reason")
@@ -261,7 +273,7 @@ class ValueRedacted(_message.Message):
     def __init__(self, digest: _Optional[_Iterable[bytes]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Snapshot(_message.Message):
-    __slots__ = ("schema", "time_unix_nanos", "created_unix_nanos", "ended", "metadata", "enable_caching", "cache_ttl_seconds", "enable_telemetry", "variables", "deleted", "used_names")
+    __slots__ = ("schema", "time_unix_nanos", "created_unix_nanos", "ended", "metadata", "enable_caching", "cache_ttl_seconds", "enable_telemetry", "variables", "deleted", "used_names", "tools", "calls")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +292,8 @@ class Snapshot(_message.Message):
     VARIABLES_FIELD_NUMBER: _ClassVar[int]
     DELETED_FIELD_NUMBER: _ClassVar[int]
     USED_NAMES_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     schema: int
     time_unix_nanos: int
     created_unix_nanos: int
@@ -291,7 +305,39 @@ class Snapshot(_message.Message):
     variables: _containers.RepeatedCompositeFieldContainer[VariableSnapshot]
     deleted: _containers.RepeatedCompositeFieldContainer[DeletedVariable]
     used_names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, schema: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., created_unix_nanos: _Optional[int] = ..., ended: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., enable_caching: bool = ..., cache_ttl_seconds: _Optional[int] = ..., enable_telemetry: bool = ..., variables: _Optional[_Iterable[_Union[VariableSnapshot, _Mapping]]] = ..., deleted: _Optional[_Iterable[_Union[DeletedVariable, _Mapping]]] = ..., used_names: _Optional[_Iterable[str]] = ...) -> None: ...
+    tools: _containers.RepeatedCompositeFieldContainer[ToolSnapshot]
+    calls: _containers.RepeatedCompositeFieldContainer[OpenCall]
+    def __init__(self, schema: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., created_unix_nanos: _Optional[int] = ..., ended: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., enable_caching: bool = ..., cache_ttl_seconds: _Optional[int] = ..., enable_telemetry: bool = ..., variables: _Optional[_Iterable[_Union[VariableSnapshot, _Mapping]]] = ..., deleted: _Optional[_Iterable[_Union[DeletedVariable, _Mapping]]] = ..., used_names: _Optional[_Iterable[str]] = ..., tools: _Optional[_Iterable[_Union[ToolSnapshot, _Mapping]]] = ..., calls: _Optional[_Iterable[_Union[OpenCall, _Mapping]]] = ...) -> None: ...
+
+class ToolSnapshot(_message.Message):
+    __slots__ = ("id", "name", "spec", "worker_id", "offset")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    spec: bytes
+    worker_id: str
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., spec: _Optional[bytes] = ..., worker_id: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class OpenCall(_message.Message):
+    __slots__ = ("call_id", "tool", "offset", "time_unix_nanos", "instance", "request")
+    CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    TOOL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    TIME_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    call_id: str
+    tool: str
+    offset: int
+    time_unix_nanos: int
+    instance: str
+    request: Request
+    def __init__(self, call_id: _Optional[str] = ..., tool: _Optional[str] = ..., offset: _Optional[int] = ..., time_unix_nanos: _Optional[int] = ..., instance: _Optional[str] = ..., request: _Optional[_Union[Request, _Mapping]] = ...) -> None: ...
 
 class VariableSnapshot(_message.Message):
     __slots__ = ("id", "name", "type", "constraints_json", "registered", "value_digest", "any", "binary", "version", "offset", "time_unix_nanos", "source", "metadata", "optimization")

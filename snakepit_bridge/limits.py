@@ -38,6 +38,13 @@ class Limits(NamedTuple):
     """Elixir shares one connection, and those it abandons stay open until their deadline."""
     watch_lifetime: float = 3_600
     """How long a watch may be open; 0 = for ever."""
+    tool_calls: int = 1_000
+    """Calls of tools that run or wait for a thread or a process; each takes a few kilobytes."""
+    tool_threads: int = 16
+    """Blocking tools that run at a time. More help where they wait for something; where they
+    compute they share one interpreter with the bridge itself."""
+    tool_processes: int = 2
+    """Isolated tools that run at a time; each process takes about 60 MB, and what it imports."""
 
 
 DEFAULTS = Limits()

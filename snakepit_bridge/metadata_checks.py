@@ -1,15 +1,19 @@
-"""What metadata may be: small, because each change keeps them and each reading repeats them."""
+"""What names and metadata may be: small, as changes keep them and readings repeat them."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 from snakepit_bridge.errors import InvalidRequest, ResourceExhausted, quote
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.projection import VariableState
 
-__all__ = ["check_map", "check_merged", "check_metadata", "is_label"]
+__all__ = ["check_map", "check_merged", "check_metadata", "check_name", "is_label"]
+
+MAX_NAME = 256
+"""Bytes of session ids, request ids and names; the wire contract's limit."""
 
 MAX_KEY = 256
 """Bytes; as names."""
@@ -67,6 +71,17 @@ def check_merged(variable: VariableState, changes: Mapping[str, str]) -> None:
     if not changes.keys() <= variable.metadata.keys() or len(variable.metadata) > len(changes):
         merged = {**variable.metadata, **changes}
         _check_size(merged, f"metadata of variable {quote(variable.definition.name)}")
+
+
+def check_name(field: str, name: str) -> None:
+    """Check the name or id that stands in a field of a request.
+
+    :raises InvalidRequest: it is empty, too long, or has control characters.
+    """
+    if not 1 <= len(name.encode()) <= MAX_NAME:
+        raise InvalidRequest(f"{field} {quote(name)} must have 1 to {MAX_NAME} bytes", field=field)
+    if not name.isprintable() and any(unicodedata.category(c) == "Cc" for c in name):
+        raise InvalidRequest(f"{field} {quote(name)} contains a control character", field=field)
 
 
 def _check_size(metadata: Mapping[str, str], what: str) -> None:

@@ -349,8 +349,8 @@ class Dispatcher:
             if rest:
                 self._wakes[log] = rest
 
-    def close(self) -> None:
-        """Call nobody any more; returns when the callback that runs has. Idempotent.
+    def close(self, *, wait: bool = True) -> None:
+        """Call nobody any more; returns when the callback that runs has, if told so. Idempotent.
 
         What was not delivered is not; ``flush`` first, where that matters. A callback that
         closes does not wait for itself. Iterators end with ``WatchClosed``.
@@ -374,7 +374,7 @@ class Dispatcher:
         for wake in wakes:
             wake()
         self.committer.recent.no_longer(self._tell)
-        if self._thread.ident is not None and not self.in_callback:
+        if wait and self._thread.ident is not None and not self.in_callback:
             self._thread.join()
 
     def _listen(self) -> None:

@@ -27,7 +27,7 @@ from snakepit_bridge.type_serialization import (
     parse_any,
 )
 
-__all__ = ["decode_argument", "encode_result"]
+__all__ = ["decode_argument", "encode_result", "raw_value", "read_argument"]
 
 _NULL = any_pb2.Any(type_url=STRING_VALUE, value=b"null").SerializeToString()
 
@@ -44,7 +44,35 @@ def decode_argument(any: bytes, binary: bytes = b"") -> object:  # noqa: A002 - 
         or dict. ``"NaN"`` is a float only under a type_url that says float, a string otherwise.
     :raises InvalidValue: it is none of that; not strict JSON above all.
     """
+    return _decode(parse_any(any), binary)
+
+
+def read_argument(any: bytes, binary: bytes = b"") -> tuple[object, Value]:  # noqa: A002
+    """Give an argument as a Python value and as it is recorded; see ``decode_argument``."""
     message = parse_any(any)
+    python = _decode(message, binary)
+    canonical = any_pb2.Any(type_url=message.type_url, value=message.value)
+    return python, make_value(canonical.SerializeToString(), binary)
+
+
+def raw_value(content: bytes) -> Value:
+    """Bytes that are no value of a type of ours, written as the array of their numbers.
+
+    So they stand in ``binary_result`` as they are, and are recorded.
+    """
+    if not content:
+        return make_value(_NO_BYTES)  # a binary form has bytes
+    url = f"{DSPEX_PREFIX}tensor.binary"
+    about = b'{"shape":[%d],"dtype":"uint8","binary_format":"raw"}' % len(content)
+    return make_value(any_pb2.Any(type_url=url, value=about).SerializeToString(), content)
+
+
+_NO_BYTES = any_pb2.Any(
+    type_url=f"{DSPEX_PREFIX}tensor", value=b'{"shape":[0],"data":[]}'
+).SerializeToString()
+
+
+def _decode(message: any_pb2.Any, binary: bytes) -> object:
     url = message.type_url
     if not url:
         raise InvalidValue(
@@ -66,8 +94,9 @@ def decode_argument(any: bytes, binary: bytes = b"") -> object:  # noqa: A002 - 
 def encode_result(value: object) -> Value:
     """Write a tool's result, or an argument for one: the type is what ``infer_type`` finds.
 
-    None, which no type of ours has, goes as the JSON ``null`` under the name of
-    ``google.protobuf.StringValue``: so Snakepit's Elixir side writes nil, and reads it.
+    Bytes go as they are, see ``raw_value``. None, which no type of ours has, goes as the JSON
+    ``null`` under the name of ``google.protobuf.StringValue``: so Snakepit's Elixir side writes
+    nil, and reads it.
 
     :returns: what goes into ``result`` and ``binary_result``; the latter is empty but for
         arrays of more than 65,536 elements.
@@ -75,6 +104,8 @@ def encode_result(value: object) -> Value:
     """
     if value is None:
         return make_value(_NULL)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return raw_value(bytes(value))
     return encode(infer_type(value), value)[1]
 
 

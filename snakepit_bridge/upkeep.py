@@ -166,7 +166,7 @@ class Upkeep:
         moved = {}
         for log in logs:
             session_id = _session(log)
-            if not log.touched and not log.watches and session_id in self._used:
+            if not log.touched and not log.held and session_id in self._used:
                 continue
             log.touched = False
             self._used[session_id] = (log.id, now)
@@ -319,7 +319,7 @@ class _Expiry(NamedTuple):
     def command(self) -> CleanupSession:
         session_id, epoch = self.log
         loaded = self.committer.peek(session_id)
-        if loaded is not None and (loaded.touched or loaded.watches):
+        if loaded is not None and (loaded.touched or loaded.held):
             raise Unavailable("the session is in use again")
         envelope = Envelope(session_id, log_epoch=epoch, origin=Origin(OWN_SOURCE))
         return CleanupSession(envelope, "expired")

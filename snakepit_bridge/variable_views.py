@@ -115,6 +115,8 @@ class Change:
     correlation_id: str
     """Empty when none was given; so is ``traceparent``."""
     traceparent: str
+    tool_call_id: str
+    """Of the tool that made the change; empty when none did."""
 
 
 CallbackArguments = tuple[str, Any, Any, Mapping[str, str]]
@@ -206,6 +208,7 @@ def as_change(entry: Committed, index: int, log_epoch: str, *, last: bool) -> Ch
         _time(record.time_unix_nanos),
         record.correlation_id,
         record.traceparent,
+        record.tool_call_id,
     )
 
 
@@ -224,6 +227,8 @@ def as_arguments(entry: Committed, index: int) -> CallbackArguments:
         metadata["correlation_id"] = record.correlation_id
     if record.traceparent:
         metadata["traceparent"] = record.traceparent
+    if record.tool_call_id:
+        metadata["tool_call_id"] = record.tool_call_id
     return variable.definition.name, _python(old), _python(new), MappingProxyType(metadata)
 
 

@@ -150,6 +150,8 @@ class Updates:
             view.correlation_id = record.correlation_id
         if record.traceparent:
             view.traceparent = record.traceparent
+        if record.tool_call_id:
+            view.tool_call_id = record.tool_call_id
         timestamp = view.timestamp
         timestamp.seconds, timestamp.nanos = divmod(record.time_unix_nanos, 1_000_000_000)
         _keep(view, bookmark_at(entry, index, last=last))

@@ -6,8 +6,9 @@ here: an ``Any`` goes from request to log to response as bytes (``wire_views.pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from google.protobuf.message import DecodeError, Message
 
@@ -34,6 +35,9 @@ from snakepit_bridge.metadata_checks import is_label
 from snakepit_bridge.wire_bytes import LARGE, cut_out, prefix
 
 __all__ = [
+    "CORRELATION_HEADER",
+    "TOOL_CALL_HEADER",
+    "TOOL_HEADER",
     "Call",
     "cleaned_up",
     "cleanup_session",
@@ -66,8 +70,16 @@ M = TypeVar("M", bound=Message)
 
 GrpcMetadata = Iterable[tuple[str, str | bytes]]
 
-_CORRELATION_HEADER = "x-snakepit-correlation-id"
+CORRELATION_HEADER = "x-snakepit-correlation-id"
+TOOL_HEADER = "x-snakepit-tool"
+TOOL_CALL_HEADER = "x-snakepit-tool-call"
+"""Name and call of the tool that asks, where that runs in a process of its own."""
+
 _FROM_ELIXIR = Origin("elixir")
+
+
+def _no_deadline() -> float | None:
+    return None
 
 
 class Call(NamedTuple):
@@ -76,6 +88,8 @@ class Call(NamedTuple):
     raw: bytes
     metadata: GrpcMetadata
     """The gRPC metadata."""
+    remaining: Callable[[], float | None] = _no_deadline
+    """Seconds until the client stops waiting; ``None`` = never."""
 
 
 def parse(message: type[M], raw: bytes) -> M:
@@ -97,19 +111,25 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
 
     :param metadata: the metadata map of the change (each message names it differently).
     """
-    traceparent = tracestate = correlation_id = ""
+    traceparent = tracestate = correlation_id = tool = tool_call_id = ""
     for key, value in grpc_metadata:
         if key == "traceparent":
             traceparent = str(value)
         elif key == "tracestate":
             tracestate = str(value)
-        elif key == _CORRELATION_HEADER:
+        elif key == CORRELATION_HEADER:
             correlation_id = str(value)
+        elif key == TOOL_HEADER:
+            tool = unquote(str(value))  # headers hold visible ASCII only
+        elif key == TOOL_CALL_HEADER:
+            tool_call_id = str(value)
     origin, change = told_apart(metadata, "elixir") if metadata else (_FROM_ELIXIR, {})
     if traceparent and is_label(traceparent) and is_label(tracestate):
         origin = origin._replace(traceparent=traceparent, tracestate=tracestate)
     if correlation_id and is_label(correlation_id):
         origin = origin._replace(correlation_id=correlation_id)
+    if tool_call_id:
+        origin = origin._replace(source=f"tool:{tool}", tool_call_id=tool_call_id)
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 
 
@@ -261,19 +281,25 @@ def _variable(variable: VariableState, any_: bytes, binary: bytes) -> bytes:
     return view.SerializeToString()
 
 
-def initialized(outcome: Outcome, encoded: Sequence[bytes]) -> bytes:
-    """The answer to InitializeSession; ``encoded`` are the outcome's variables."""
-    answer, epoch, _, variables = outcome
+def initialized(outcome: Outcome, encoded: Sequence[bytes], tools: Mapping[str, bytes]) -> bytes:
+    """The answer to InitializeSession.
+
+    :param encoded: the outcome's variables.
+    :param tools: serialized ``ToolSpec`` messages, by name.
+    """
+    answer, epoch, _, variables, _ = outcome
     response = views.InitializeSessionResponseView(
         success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
     )
     for variable, data in zip(variables, encoded, strict=True):
         response.initial_variables.add(key=variable.definition.name, value=data)
+    for name, spec in tools.items():
+        response.available_tools.add(key=name, value=spec)
     return response.SerializeToString()
 
 
 def cleaned_up(outcome: Outcome) -> bytes:
-    answer, epoch, _, _ = outcome
+    answer, epoch, *_ = outcome
     return pb.CleanupSessionResponse(
         success=True,
         resources_cleaned=answer.number,
@@ -284,7 +310,7 @@ def cleaned_up(outcome: Outcome) -> bytes:
 
 
 def registered(outcome: Outcome) -> bytes:
-    answer, epoch, variable, _ = outcome
+    answer, epoch, variable, *_ = outcome
     return views.RegisterVariableResponseView(
         success=True,
         variable_id=answer.variable_id,
@@ -296,7 +322,7 @@ def registered(outcome: Outcome) -> bytes:
 
 
 def was_set(outcome: Outcome) -> bytes:
-    answer, epoch, _, _ = outcome
+    answer, epoch, *_ = outcome
     response = pb.SetVariableResponse()
     response.success = True
     response.new_version = answer.number
@@ -308,7 +334,7 @@ def was_set(outcome: Outcome) -> bytes:
 
 
 def were_set(outcome: Outcome) -> bytes:
-    answer, epoch, _, _ = outcome
+    answer, epoch, *_ = outcome
     return pb.BatchSetVariablesResponse(
         success=not answer.refused,
         errors=answer.errors,
@@ -320,14 +346,14 @@ def were_set(outcome: Outcome) -> bytes:
 
 
 def deleted(outcome: Outcome) -> bytes:
-    answer, epoch, _, _ = outcome
+    answer, epoch, *_ = outcome
     return pb.DeleteVariableResponse(
         success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
     ).SerializeToString()
 
 
 def rolled_back(outcome: Outcome) -> bytes:
-    answer, epoch, variable, _ = outcome
+    answer, epoch, variable, *_ = outcome
     return views.RollbackVariableResponseView(
         success=True,
         variable=variable_bytes(variable) if variable else b"",
@@ -338,7 +364,7 @@ def rolled_back(outcome: Outcome) -> bytes:
 
 
 def optimization_started(outcome: Outcome) -> bytes:
-    answer, epoch, _, _ = outcome
+    answer, epoch, *_ = outcome
     return pb.StartOptimizationResponse(
         success=True,
         optimization_id=answer.optimization_id,
@@ -349,7 +375,7 @@ def optimization_started(outcome: Outcome) -> bytes:
 
 
 def optimization_stopped(outcome: Outcome) -> bytes:
-    answer, epoch, variable, _ = outcome
+    answer, epoch, variable, *_ = outcome
     response = pb.StopOptimizationResponse(
         success=True, offset=answer.offset, log_epoch=epoch, duplicate=answer.duplicate
     )
@@ -374,6 +400,7 @@ def history_entry(past: PastVersion, epoch: str) -> bytes:
         request_id=record.request.id,
         rolled_back_to=past.rolled_back_to,
         log_epoch=epoch,
+        tool_call_id=record.tool_call_id,
     )
     if past.previous is not None:
         view.old_value, view.old_binary_value = past.previous.any, past.previous.binary

@@ -59,19 +59,29 @@ class ValueEntry(_message.Message):
     value: bytes
     def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
+class ToolEntry(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: bytes
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+
 class InitializeSessionResponseView(_message.Message):
-    __slots__ = ("success", "initial_variables", "offset", "log_epoch", "duplicate")
+    __slots__ = ("success", "available_tools", "initial_variables", "offset", "log_epoch", "duplicate")
     SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_TOOLS_FIELD_NUMBER: _ClassVar[int]
     INITIAL_VARIABLES_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     success: bool
+    available_tools: _containers.RepeatedCompositeFieldContainer[ToolEntry]
     initial_variables: _containers.RepeatedCompositeFieldContainer[VariableEntry]
     offset: int
     log_epoch: str
     duplicate: bool
-    def __init__(self, success: bool = ..., initial_variables: _Optional[_Iterable[_Union[VariableEntry, _Mapping]]] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ...) -> None: ...
+    def __init__(self, success: bool = ..., available_tools: _Optional[_Iterable[_Union[ToolEntry, _Mapping]]] = ..., initial_variables: _Optional[_Iterable[_Union[VariableEntry, _Mapping]]] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ...) -> None: ...
 
 class RegisterVariableResponseView(_message.Message):
     __slots__ = ("success", "variable_id", "error_message", "offset", "log_epoch", "duplicate", "variable")
@@ -245,7 +255,7 @@ class RollbackVariableResponseView(_message.Message):
     def __init__(self, success: bool = ..., variable: _Optional[bytes] = ..., error_message: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ...) -> None: ...
 
 class VariableUpdateView(_message.Message):
-    __slots__ = ("variable_id", "variable", "update_source", "update_metadata", "timestamp", "update_type", "offset", "log_epoch", "old_value", "old_binary_value", "resume_offset", "resume_check", "value_omitted", "transaction", "correlation_id", "traceparent")
+    __slots__ = ("variable_id", "variable", "update_source", "update_metadata", "timestamp", "update_type", "offset", "log_epoch", "old_value", "old_binary_value", "resume_offset", "resume_check", "value_omitted", "transaction", "correlation_id", "traceparent", "tool_call_id")
     class UpdateMetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +279,7 @@ class VariableUpdateView(_message.Message):
     TRANSACTION_FIELD_NUMBER: _ClassVar[int]
     CORRELATION_ID_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     variable_id: str
     variable: bytes
     update_source: str
@@ -285,10 +296,11 @@ class VariableUpdateView(_message.Message):
     transaction: int
     correlation_id: str
     traceparent: str
-    def __init__(self, variable_id: _Optional[str] = ..., variable: _Optional[bytes] = ..., update_source: _Optional[str] = ..., update_metadata: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_type: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., old_value: _Optional[bytes] = ..., old_binary_value: _Optional[bytes] = ..., resume_offset: _Optional[int] = ..., resume_check: _Optional[int] = ..., value_omitted: bool = ..., transaction: _Optional[int] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, variable_id: _Optional[str] = ..., variable: _Optional[bytes] = ..., update_source: _Optional[str] = ..., update_metadata: _Optional[_Mapping[str, str]] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_type: _Optional[str] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., old_value: _Optional[bytes] = ..., old_binary_value: _Optional[bytes] = ..., resume_offset: _Optional[int] = ..., resume_check: _Optional[int] = ..., value_omitted: bool = ..., transaction: _Optional[int] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class VariableHistoryEntryView(_message.Message):
-    __slots__ = ("version", "value", "timestamp", "changed_by", "metadata", "offset", "binary_value", "old_value", "old_binary_value", "correlation_id", "traceparent", "request_id", "rolled_back_to", "log_epoch")
+    __slots__ = ("version", "value", "timestamp", "changed_by", "metadata", "offset", "binary_value", "old_value", "old_binary_value", "correlation_id", "traceparent", "request_id", "rolled_back_to", "log_epoch", "tool_call_id")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -310,6 +322,7 @@ class VariableHistoryEntryView(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_TO_FIELD_NUMBER: _ClassVar[int]
     LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
     value: bytes
     timestamp: _timestamp_pb2.Timestamp
@@ -324,7 +337,73 @@ class VariableHistoryEntryView(_message.Message):
     request_id: str
     rolled_back_to: int
     log_epoch: str
-    def __init__(self, version: _Optional[int] = ..., value: _Optional[bytes] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., offset: _Optional[int] = ..., binary_value: _Optional[bytes] = ..., old_value: _Optional[bytes] = ..., old_binary_value: _Optional[bytes] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., request_id: _Optional[str] = ..., rolled_back_to: _Optional[int] = ..., log_epoch: _Optional[str] = ...) -> None: ...
+    tool_call_id: str
+    def __init__(self, version: _Optional[int] = ..., value: _Optional[bytes] = ..., timestamp: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., offset: _Optional[int] = ..., binary_value: _Optional[bytes] = ..., old_value: _Optional[bytes] = ..., old_binary_value: _Optional[bytes] = ..., correlation_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., request_id: _Optional[str] = ..., rolled_back_to: _Optional[int] = ..., log_epoch: _Optional[str] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
+
+class ExecuteToolRequestView(_message.Message):
+    __slots__ = ("session_id", "tool_name", "parameters", "metadata", "stream", "binary_parameters", "request_id", "log_epoch")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class BinaryParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bytes
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOOL_NAME_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    BINARY_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    tool_name: str
+    parameters: _containers.RepeatedCompositeFieldContainer[ValueEntry]
+    metadata: _containers.ScalarMap[str, str]
+    stream: bool
+    binary_parameters: _containers.ScalarMap[str, bytes]
+    request_id: str
+    log_epoch: str
+    def __init__(self, session_id: _Optional[str] = ..., tool_name: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[ValueEntry, _Mapping]]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., stream: bool = ..., binary_parameters: _Optional[_Mapping[str, bytes]] = ..., request_id: _Optional[str] = ..., log_epoch: _Optional[str] = ...) -> None: ...
+
+class ExecuteToolResponseView(_message.Message):
+    __slots__ = ("success", "result", "error_message", "metadata", "execution_time_ms", "binary_result", "offset", "log_epoch", "duplicate", "tool_call_id")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SUCCESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    EXECUTION_TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    BINARY_RESULT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LOG_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    success: bool
+    result: bytes
+    error_message: str
+    metadata: _containers.ScalarMap[str, str]
+    execution_time_ms: int
+    binary_result: bytes
+    offset: int
+    log_epoch: str
+    duplicate: bool
+    tool_call_id: str
+    def __init__(self, success: bool = ..., result: _Optional[bytes] = ..., error_message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., execution_time_ms: _Optional[int] = ..., binary_result: _Optional[bytes] = ..., offset: _Optional[int] = ..., log_epoch: _Optional[str] = ..., duplicate: bool = ..., tool_call_id: _Optional[str] = ...) -> None: ...
 
 class GetVariableHistoryResponseView(_message.Message):
     __slots__ = ("entries", "offset", "log_epoch", "next_page_token")

@@ -147,6 +147,8 @@ def readable(state: SessionState) -> dict[str, Any]:
         "variables": list(state.variables.items()),  # their order counts
         "names": dict(state.names),
         "deleted": dict(state.deleted),
+        "tools": dict(state.tools),
+        "calls": list(state.calls.items()),  # so does theirs
     }
 
 

@@ -237,7 +237,9 @@ def test_a_log_cut_at_its_end_is_a_shorter_log(
 
 texts = st.text(st.characters(codec="utf-8"), max_size=20)
 labels = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=20)
-origins = st.builds(Origin, labels.filter(bool), labels, texts.filter(bool), texts)
+origins = st.builds(
+    Origin, labels.filter(bool), labels, texts.filter(bool), texts, tool_call_id=st.just("")
+)
 
 
 @settings(max_examples=50, deadline=None)

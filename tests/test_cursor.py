@@ -18,7 +18,7 @@ from snakepit_bridge.errors import (
     ResourceExhausted,
 )
 from snakepit_bridge.events import pages as pages_module
-from snakepit_bridge.events.codec import DIGEST_FIELDS
+from snakepit_bridge.events.codec import digests
 from snakepit_bridge.events.cursor import (
     Behind,
     Bookmark,
@@ -169,17 +169,12 @@ def test_the_state_after_each_event_is_the_one_before_the_next(steps: Sequence[S
             offset = transaction.record.first_offset + index
             one = transaction._replace(facts=[fact], values=list(values), last_offset=offset)
             change(state, one)
-            values = iter(one.values[sum(1 for _ in _digests(fact)) :])
+            values = iter(one.values[len(digests(fact)) :])
             found = state_after_event(engine, log_id, offset)
             assert list(found.variables) == list(state.variables)
             for id_, variable in found.variables.items():
                 assert variable._replace(value=state.variables[id_].value) == state.variables[id_]
                 assert variable.value.digest == state.variables[id_].value.digest
-
-
-def _digests(fact: tuple[str, object]) -> Iterator[str]:
-    kind, body = fact
-    return (field for field, _ in DIGEST_FIELDS[kind] if getattr(body, field))
 
 
 def test_what_the_committer_publishes_is_what_the_log_gives() -> None:

@@ -331,6 +331,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "27 transaction: uint64",
         "28 correlation_id: string",
         "29 traceparent: string",
+        "30 tool_call_id: string",
     ),
     "GetVariableHistoryRequest": READ + PAGE,
     "GetVariableHistoryResponse": ANSWERED + PAGED,
@@ -344,6 +345,7 @@ OURS: dict[str, tuple[str, ...]] = {
         "26 request_id: string",
         "27 rolled_back_to: int32",
         "28 log_epoch: string",
+        "29 tool_call_id: string",
     ),
     "RollbackVariableRequest": WRITE + EXPECTED + LOCK + METADATA,
     "RollbackVariableResponse": WRITTEN,
@@ -356,7 +358,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "RegisterToolsRequest": WRITE,
     "RegisterToolsResponse": WRITTEN,
     "ExecuteToolRequest": WRITE,
-    "ExecuteToolResponse": WRITTEN,
+    "ExecuteToolResponse": (*WRITTEN, "23 tool_call_id: string"),
 }
 
 METHODS = {

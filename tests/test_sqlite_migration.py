@@ -13,7 +13,7 @@ import pytest
 from snakepit_bridge.errors import DataLoss
 from snakepit_bridge.event_log_pb2 import Record
 from snakepit_bridge.events import sqlite_schema as sql
-from snakepit_bridge.events.codec import DIGEST_FIELDS
+from snakepit_bridge.events.codec import digests
 from snakepit_bridge.events.log import UNREFERENCED_NANOS
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import LogId
@@ -66,8 +66,7 @@ def uses(stored: Stored) -> set[tuple[int, int, int, bytes]]:
         for record in engine.records(log):
             for event in Record.FromString(record.header).events:
                 kind = str(event.WhichOneof("kind"))
-                for name, _ in DIGEST_FIELDS[kind]:
-                    digest = getattr(getattr(event, kind), name)
+                for digest, _ in digests((kind, getattr(event, kind))):
                     if digest in engine._values:
                         found.add((row, record.first_offset, 0, digest))
     return found

@@ -187,7 +187,7 @@ def test_types_are_inferred(value: object, type_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"x", {1}, object(), 1j, np.complex64(1), np.timedelta64(1, "s"), iter([]), int]
+    "value", [{1}, object(), 1j, np.complex64(1), np.timedelta64(1, "s"), iter([]), int]
 )
 def test_what_has_no_type_is_refused(value: object) -> None:
     for act in (infer_type, encode_result, TypeSerializer.serialize_value):

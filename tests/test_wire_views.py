@@ -23,8 +23,8 @@ VIEWS = {
     for name, descriptor in wire_views_pb2.DESCRIPTOR.message_types_by_name.items()
     if name.endswith("View")
 }
-ENTRIES = {"VariableEntry", "ValueEntry"}
-NOT_WRITTEN = {"InitializeSessionResponseView": {"error_message", "available_tools"}}
+ENTRIES = {"VariableEntry", "ValueEntry", "ToolEntry"}
+NOT_WRITTEN = {"InitializeSessionResponseView": {"error_message"}}
 
 # What a view may declare in place of the original's type: the same wire type, and every
 # encoding of the one is an encoding of the other.
@@ -74,6 +74,7 @@ def scalar(field: FieldDescriptorProto, n: int) -> object:
         FieldDescriptorProto.TYPE_BOOL: True,
         FieldDescriptorProto.TYPE_ENUM: 1,
         FieldDescriptorProto.TYPE_INT32: -n,
+        FieldDescriptorProto.TYPE_INT64: -n,
         FieldDescriptorProto.TYPE_UINT64: 2**63 + n,
         FieldDescriptorProto.TYPE_FIXED64: 2**63 + n,
     }

@@ -30,12 +30,12 @@ from snakepit_bridge.events.model import (
 )
 
 __all__ = [
-    "DIGEST_FIELDS",
     "OWN_SOURCE",
     "Cause",
     "LargeValues",
     "Stamp",
     "Tail",
+    "digests",
     "is_absent",
     "named_values",
     "seal",
@@ -63,8 +63,8 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
     """Write ``draft`` as the record that follows ``tail``."""
     head, digest, time = tail
     clock, instance = stamp
-    events, values, key, own = draft
-    envelope, request = (_OWN, None) if own else cause
+    events, values, key, own, request = draft
+    envelope, asked = (_OWN, None) if own else cause
     record = Record()
     record.schema = SCHEMA
     record.first_offset = head + 1
@@ -74,21 +74,27 @@ def seal(draft: Draft, cause: Cause, stamp: Stamp, tail: Tail) -> tuple[StoredRe
         record.time_unix_nanos = time
         record.clock_unix_nanos = clock
     record.instance = instance
-    source, correlation_id, traceparent, tracestate = envelope.origin
+    source, correlation_id, traceparent, tracestate, tool_call_id = envelope.origin
     record.source = source
     if correlation_id:
         record.correlation_id = correlation_id
     if traceparent:
         record.traceparent = traceparent
         record.tracestate = tracestate
+    if tool_call_id:
+        record.tool_call_id = tool_call_id
     if envelope.metadata:
         record.metadata.update(envelope.metadata)
-    if request is not None:
+    if asked is not None:
         field = record.request
         field.id = envelope.request_id
-        field.method, field.digest = request
+        field.method, field.digest = asked
         if key:
             field.key = key
+    elif request is not None:
+        field = record.request
+        field.id, field.method, field.digest = request
+        field.key = key
     record.events.extend(events)
     header = record.SerializeToString()
     packed, large = _pack(values)
@@ -222,11 +228,8 @@ def _values(
     values: list[Value] = []
     absent = False
     try:
-        for kind, body in facts:
-            for field, replaced in DIGEST_FIELDS[kind]:
-                named = getattr(body, field)
-                if not named:
-                    continue
+        for fact in facts:
+            for named, replaced in digests(fact):
                 index = len(values)
                 any_ = anys[index]
                 if replaced and large is None:
@@ -273,7 +276,7 @@ def _completed(
     return tuple(completed)
 
 
-DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {
+_DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {
     "session_started": (),
     "session_ended": (),
     "session_forked": (),
@@ -283,18 +286,27 @@ DIGEST_FIELDS: Mapping[str, tuple[tuple[str, bool], ...]] = {
     "optimization_started": (),
     "optimization_stopped": (),
     "tools_registered": (),
-    "tool_started": (),
     "tool_finished": (("value_digest", False),),
     "value_redacted": (),
 }
-"""The digests that an event names, in the order of ``Values``, and whether each is that of a
-value which the event replaced."""
+"""Of each kind of event whose digests stand in fields of its own."""
+
+
+def digests(fact: Fact) -> Sequence[tuple[bytes, bool]]:
+    """The digests that an event names, in the order of ``Values``.
+
+    Beside each, whether it is that of a value which the event replaced.
+    """
+    kind, body = fact
+    if kind == "tool_started":
+        return [(given.value_digest, False) for given in body.arguments if given.value_digest]
+    fields = _DIGEST_FIELDS[kind]
+    return [(named, replaced) for field, replaced in fields if (named := getattr(body, field))]
 
 
 def named_values(fact: Fact) -> int:
     """How many values an event names."""
-    kind, body = fact
-    return sum(1 for field, _ in DIGEST_FIELDS[kind] if getattr(body, field))
+    return len(digests(fact))
 
 
 def _newer(stored: StoredRecord, record: Record) -> FailedPrecondition:

@@ -280,7 +280,7 @@ class Committer:
         for session_id in self._suspect:
             self._working.pop(session_id, None)
         stamp = (self._clock(), self.instance)
-        batch = Batch(Moment(stamp[0], self._live))
+        batch = Batch(Moment(stamp[0], self._live, self.instance))
         results: list[Any] = []
         for task in tasks:
             try:
@@ -360,13 +360,12 @@ class Committer:
         log = self._write(command, decision, log, batch, stamp)
         answer = decision.answer
         if isinstance(answer, Answer):
-            variables = log.working.variables
-            return Outcome(
-                answer,
-                log.id.epoch,
-                variables.get(answer.variable_id) if answer.variable_id else None,
-                tuple(variables.values()) if answer.show_state else (),
-            )
+            state = log.working
+            variable = state.variables.get(answer.variable_id) if answer.variable_id else None
+            if answer.show_state:
+                everything = tuple(state.variables.values())
+                return Outcome(answer, log.id.epoch, variable, everything, state.tools)
+            return Outcome(answer, log.id.epoch, variable)
         if isinstance(answer, Recall):
             return Duplicate(command, log.id, answer.first_offset)
         raise AssertionError("what is to be decided again is not accepted yet")
@@ -404,8 +403,8 @@ class Committer:
                 touched.committed.append(committed(transaction, shown, digest))
             batch.records.append((log_id, stored))
         if starts or state.ended:
-            clock, live = batch.moment
-            batch.moment = Moment(clock, live + starts - bool(state.ended))
+            live = batch.moment.live_sessions + starts - bool(state.ended)
+            batch.moment = batch.moment._replace(live_sessions=live)
         return log
 
     def _load(self, session_id: str) -> LoadedLog | None:
@@ -483,8 +482,9 @@ class Committer:
             if now is not None and now.offset == answer.offset and not locked:
                 return Outcome(answer, log.epoch, now)
         then = state_after(self.engine, log, transaction)
-        everything = tuple(then.variables.values()) if answer.show_state else ()
-        return Outcome(answer, log.epoch, then.variables.get(id_), everything)
+        if answer.show_state:
+            return Outcome(answer, log.epoch, None, tuple(then.variables.values()), then.tools)
+        return Outcome(answer, log.epoch, then.variables.get(id_))
 
     def _recover(self) -> None:
         """Bring the engine back; until this succeeds nothing is written.
@@ -558,7 +558,7 @@ class Committer:
         for log in logs:
             session_id = log.id.session_id
             with log.lock:
-                unused = not log.touched and not log.watches
+                unused = not log.touched and not log.held
                 if unused and self._working.get(session_id) is log:
                     del self._working[session_id]
                     self._loaded.pop(session_id, None)

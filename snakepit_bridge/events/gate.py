@@ -75,6 +75,11 @@ class Gate:
             self._timer = self._loop.call_later(LONGEST_WAIT, self._waited)
         return future
 
+    def flush(self) -> None:
+        """Hand over what waits for company."""
+        if self._tasks:
+            self._hand_over()
+
     def claim(self, size: int) -> None:
         """Count the bytes of a request that is on its way; ``submit`` does so itself.
 

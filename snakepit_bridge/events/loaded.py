@@ -67,6 +67,11 @@ class LoadedLog:
             self.watches -= 1
 
     @property
+    def held(self) -> bool:
+        """Whether somebody keeps the session alive without asking for it: a watch, a tool."""
+        return bool(self.watches or self.committed.calls)
+
+    @property
     def tail(self) -> int:
         """Events after the newest snapshot."""
         return self.committed.head - self.snapshot_offset

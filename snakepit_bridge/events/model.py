@@ -148,6 +148,8 @@ class Origin(NamedTuple):
     correlation_id: str = ""
     traceparent: str = ""
     tracestate: str = ""
+    tool_call_id: str = ""
+    """Of the tool that did it."""
 
 
 class Draft(NamedTuple):
@@ -159,6 +161,8 @@ class Draft(NamedTuple):
     request_key: str = ""
     own: bool = False
     """The bridge's own doing, which met a command but is not part of it."""
+    request: tuple[str, str, bytes] | None = None
+    """Id, method and digest of an earlier request that this is a part of, under its key."""
 
 
 class Moment(NamedTuple):
@@ -166,6 +170,8 @@ class Moment(NamedTuple):
 
     clock_unix_nanos: int
     live_sessions: int
+    instance: str = ""
+    """This start of this bridge; empty where nothing can be written for the time being."""
 
 
 class Envelope(NamedTuple):
@@ -201,6 +207,10 @@ class Answer(NamedTuple):
     refused: bool = False
     """An atomic batch that was refused as a whole."""
     duplicate: bool = False
+    tool_ids: Mapping[str, str] = {}
+    """Of registered tools, by name."""
+    finished: Transaction | None = None
+    """How the call of a tool ended that a repeated request asked for."""
 
 
 class Recall(NamedTuple):

@@ -20,16 +20,21 @@ from snakepit_bridge.event_log_pb2 import (
     OptimizationStopped,
     SessionEnded,
     SessionStarted,
+    ToolFinished,
+    ToolsRegistered,
+    ToolStarted,
     VariableDeleted,
     VariableRegistered,
     VariableSet,
 )
-from snakepit_bridge.events.model import GENESIS, Transaction, Value
+from snakepit_bridge.events.model import GENESIS, Record, Transaction, Value
 from snakepit_bridge.events.requests import RequestTable
 
 __all__ = [
     "Definition",
     "Lock",
+    "OpenCall",
+    "RegisteredTool",
     "SessionState",
     "VariableState",
     "apply",
@@ -38,8 +43,8 @@ __all__ = [
 ]
 
 _Values = Iterator[Value]
-_Common = tuple[int, str, dict[str, str]]
-"""What the events of a record share: time, source, metadata of the change."""
+_Common = tuple[int, str, dict[str, str], Record]
+"""What the events of a record share: time, source, metadata of the change, and the rest."""
 
 
 class Definition(NamedTuple):
@@ -78,10 +83,37 @@ class VariableState(NamedTuple):
     lock: Lock | None = None
 
 
+class RegisteredTool(NamedTuple):
+    """A tool that a worker elsewhere told this session of."""
+
+    id: str
+    name: str
+    spec: bytes
+    """A serialized ``ToolRegistration``."""
+    worker_id: str
+    offset: int
+    """Of its ``ToolsRegistered``."""
+
+
+class OpenCall(NamedTuple):
+    """A tool's call that was started and is not closed."""
+
+    call_id: str
+    tool: str
+    offset: int
+    """Of its ``ToolStarted``."""
+    time_unix_nanos: int
+    instance: str
+    """Of the bridge that runs it."""
+    request: tuple[str, str, bytes] | None
+    """Id, method and digest of the request, if it has an id."""
+
+
 class SessionState:
     """Everything that is known of a session at one offset of its log."""
 
     __slots__ = (
+        "calls",
         "config",
         "created_unix_nanos",
         "deleted",
@@ -92,6 +124,7 @@ class SessionState:
         "names",
         "requests",
         "time_unix_nanos",
+        "tools",
         "used_names",
         "variables",
     )
@@ -113,6 +146,10 @@ class SessionState:
         """Ids of deleted variables to the offset of their ``VariableDeleted``."""
         self.used_names: set[str] = set()
         self.requests = RequestTable()
+        self.tools: Mapping[str, RegisteredTool] = {}
+        """By name. A new mapping takes its place when they change; so with ``calls``."""
+        self.calls: Mapping[str, OpenCall] = {}
+        """By id, oldest first."""
 
     @property
     def live(self) -> bool:
@@ -140,6 +177,8 @@ class SessionState:
         self.ended = working.ended
         self.metadata = working.metadata
         self.config = working.config
+        self.tools = working.tools
+        self.calls = working.calls
         for shown in touched:
             if shown is None:
                 continue
@@ -174,7 +213,8 @@ def change(state: SessionState, transaction: Transaction) -> list[VariableState 
     """What the events of a transaction do to variables and session; gives what ``apply`` does."""
     record, _, facts, values, last_offset, _ = transaction
     metadata = record.metadata
-    common: _Common = (record.time_unix_nanos, record.source, dict(metadata) if metadata else {})
+    changes = dict(metadata) if metadata else {}
+    common: _Common = (record.time_unix_nanos, record.source, changes, record)
     offset = last_offset - len(facts) + 1
     following = iter(values)
     shown = []
@@ -217,7 +257,7 @@ def _variable_registered(
     state: SessionState, body: VariableRegistered, offset: int, common: _Common, values: _Values
 ) -> VariableState | None:
     id_, name = body.id, body.name
-    time, source, metadata = common
+    time, source, metadata, _ = common
     definition = Definition(id_, name, body.type, body.constraints_json, offset)
     variable = VariableState(definition, next(values), 1, offset, time, source, metadata)
     state.variables[id_] = variable
@@ -232,7 +272,7 @@ def _variable_set(
     id_ = body.id
     variables = state.variables
     definition, _, _, _, _, _, metadata, lock = variables[id_]
-    time, source, changes = common
+    time, source, changes, _ = common
     value = next(values)
     next(values)  # the previous one
     if lock is not None:
@@ -281,6 +321,44 @@ def _optimization_stopped(
     return variable
 
 
+def _tools_registered(
+    state: SessionState, body: ToolsRegistered, offset: int, _common: _Common, _values: _Values
+) -> VariableState | None:
+    tools = {
+        tool.name: RegisteredTool(tool.id, tool.name, tool.spec, body.worker_id, offset)
+        for tool in body.tools
+    }
+    state.tools = {**state.tools, **tools}
+    return None
+
+
+def _tool_started(
+    state: SessionState, body: ToolStarted, offset: int, common: _Common, values: _Values
+) -> VariableState | None:
+    time, _, _, record = common
+    for given in body.arguments:
+        if given.value_digest:
+            next(values)
+    request = None
+    if record.HasField("request"):
+        asked = record.request
+        request = (asked.id, asked.method, asked.digest)
+    call = OpenCall(body.call_id, body.tool, offset, time, record.instance, request)
+    state.calls = {**state.calls, body.call_id: call}
+    return None
+
+
+def _tool_finished(
+    state: SessionState, body: ToolFinished, _offset: int, _common: _Common, values: _Values
+) -> VariableState | None:
+    if body.value_digest:
+        next(values)
+    calls = dict(state.calls)
+    calls.pop(body.call_id, None)
+    state.calls = calls
+    return None
+
+
 _Change = Callable[[SessionState, Any, int, _Common, _Values], VariableState | None]
 
 _CHANGES: dict[str, _Change] = {
@@ -291,4 +369,7 @@ _CHANGES: dict[str, _Change] = {
     "variable_deleted": _variable_deleted,
     "optimization_started": _optimization_started,
     "optimization_stopped": _optimization_stopped,
+    "tools_registered": _tools_registered,
+    "tool_started": _tool_started,
+    "tool_finished": _tool_finished,
 }

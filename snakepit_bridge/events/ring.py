@@ -46,7 +46,7 @@ class Committed(NamedTuple):
     """What whoever shows it has made of it, to be made once for all watchers."""
 
     def values(self, index: int) -> Sequence[Value]:
-        """Those that the ``index``-th event names, in the order of ``DIGEST_FIELDS``."""
+        """Those that the ``index``-th event names, in the order of ``Values``."""
         return self.transaction.values[self.starts[index] : self.starts[index + 1]]
 
 

@@ -14,9 +14,17 @@ from hashlib import sha256
 from google.protobuf.message import DecodeError
 
 from snakepit_bridge.errors import DataLoss, FailedPrecondition
+from snakepit_bridge.event_log_pb2 import OpenCall as WrittenCall
 from snakepit_bridge.event_log_pb2 import Snapshot, VariableSnapshot
 from snakepit_bridge.events.model import INLINE_LIMIT, SCHEMA, StoredSnapshot, Value
-from snakepit_bridge.events.projection import Definition, Lock, SessionState, VariableState
+from snakepit_bridge.events.projection import (
+    Definition,
+    Lock,
+    OpenCall,
+    RegisteredTool,
+    SessionState,
+    VariableState,
+)
 from snakepit_bridge.events.requests import RequestTable
 
 __all__ = ["copied", "differences", "open_snapshot", "seal_snapshot", "snapshot_check"]
@@ -49,6 +57,10 @@ def seal_snapshot(state: SessionState) -> StoredSnapshot:
             large.append(value.digest)
     for id_, offset in state.deleted.items():
         snapshot.deleted.add(id=id_, offset=offset)
+    for _, tool in sorted(state.tools.items()):
+        snapshot.tools.add(**tool._asdict())
+    for call in state.calls.values():
+        _write_call(snapshot.calls.add(), call)
     content = snapshot.SerializeToString()
     requests = state.requests.encode()
     return StoredSnapshot(
@@ -104,6 +116,11 @@ def open_snapshot(
         state.names[variable.definition.name] = variable.definition.id
     state.deleted = {gone.id: gone.offset for gone in snapshot.deleted}
     state.used_names = {*state.names, *snapshot.used_names}
+    state.tools = {
+        tool.name: RegisteredTool(tool.id, tool.name, tool.spec, tool.worker_id, tool.offset)
+        for tool in snapshot.tools
+    }
+    state.calls = {call.call_id: _read_call(call) for call in snapshot.calls}
     state.requests = RequestTable(stored.requests, requests)
     return state
 
@@ -115,6 +132,7 @@ def differences(one: SessionState, other: SessionState, *, requests: bool) -> li
     """
     fields = ["head", "digest", "time_unix_nanos", "created_unix_nanos", "ended", "metadata"]
     fields += ["config", "variables", "names", "deleted", "used_names"]
+    fields += ["tools", "calls"]
     found = [field for field in fields if getattr(one, field) != getattr(other, field)]
     if list(one.variables) != list(other.variables) and "variables" not in found:
         found.append("the order of variables")
@@ -152,6 +170,26 @@ def _write_variable(written: VariableSnapshot, variable: VariableState) -> None:
             held.started_unix_nanos,
             held.used_unix_nanos,
         ) = lock
+
+
+def _write_call(written: WrittenCall, call: OpenCall) -> None:
+    written.call_id, written.tool, written.offset, time, written.instance, request = call
+    written.time_unix_nanos = time
+    if request is not None:
+        asked = written.request
+        asked.id, asked.method, asked.digest = request
+
+
+def _read_call(written: WrittenCall) -> OpenCall:
+    asked = written.request
+    return OpenCall(
+        written.call_id,
+        written.tool,
+        written.offset,
+        written.time_unix_nanos,
+        written.instance,
+        (asked.id, asked.method, asked.digest) if written.HasField("request") else None,
+    )
 
 
 def _read_variable(written: VariableSnapshot) -> VariableState:

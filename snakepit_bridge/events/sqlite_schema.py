@@ -7,7 +7,7 @@ import sqlite3
 from google.protobuf.message import DecodeError
 
 from snakepit_bridge.event_log_pb2 import Record
-from snakepit_bridge.events.codec import DIGEST_FIELDS
+from snakepit_bridge.events.codec import digests
 
 __all__ = ["APPLICATION_ID", "FILE_SCHEMA", "migrate"]
 
@@ -125,13 +125,14 @@ def _look_into_records(connection: sqlite3.Connection) -> None:
         except DecodeError:
             continue  # damaged: whoever reads this log is told
         for event in record.events:
-            kind = str(event.WhichOneof("kind"))
+            kind = event.WhichOneof("kind")
+            if kind is None:
+                continue  # of a newer release
             if kind == "session_ended":
                 connection.execute(
                     "UPDATE logs SET ended = ? WHERE id = ?", (record.time_unix_nanos, log)
                 )
-            for field, _ in DIGEST_FIELDS.get(kind, ()):
-                digest = getattr(getattr(event, kind), field)
+            for digest, _ in digests((kind, getattr(event, kind))):
                 if digest in kept:
                     connection.execute(INSERT_USE, (log, first_offset, 0, digest))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from snakepit_bridge.events.model import (
     StoredRecord,
     Transaction,
 )
-from snakepit_bridge.events.projection import SessionState, VariableState
+from snakepit_bridge.events.projection import RegisteredTool, SessionState, VariableState
 from snakepit_bridge.events.ring import Committed
 
 __all__ = [
@@ -54,7 +54,8 @@ class Outcome(NamedTuple):
     variable: VariableState | None = None
     """The one that ``answer.variable_id`` names, as the command left it."""
     variables: tuple[VariableState, ...] = ()
-    """All of them, when ``answer.show_state``."""
+    """All of them, when ``answer.show_state``; so with ``tools``."""
+    tools: Mapping[str, RegisteredTool] = {}
 
 
 class Task(Protocol):

@@ -22,15 +22,20 @@ from snakepit_bridge.commands import (
     CleanupSession,
     Command,
     DeleteVariable,
+    FinishTool,
     InitializeSession,
     LoadSession,
     PastValue,
+    RegisterTools,
     RegisterVariable,
     RollbackVariable,
     SetVariable,
     SetVariables,
     StartOptimization,
+    StartTool,
     StopOptimization,
+    ToolArgument,
+    ToolRun,
 )
 from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import (
@@ -152,6 +157,7 @@ def commands() -> tuple[Command, ...]:
         RegisterVariable(s("anew"), "x", "integer", wire_value("integer", "1")),
         SetVariable(s(), "x", wire_value("integer", "2")),
         *optimized(),
+        *called(),
     )
 
 
@@ -174,6 +180,36 @@ def optimized() -> tuple[Command, ...]:
         StartOptimization(t(), "lr", "gepa"),
         SetVariable(t("late"), "lr", wire_value("float", "0.3")),
         StartOptimization(t(), "lr", "last"),  # and it stays locked
+    )
+
+
+def called() -> tuple[Command, ...]:
+    """Tools: registered, run to each of their ends, and left open."""
+
+    def u(request_id: str = "", **change: Any) -> Envelope:  # noqa: ANN401 - as Envelope says
+        return Envelope("called", request_id, origin=Origin("elixir"), **change)
+
+    by_tool = Envelope("called", origin=TRACED)
+    small, large = make_value(_any("integer", "7")), make_value(_any("string", '"' + "x" * 5000))
+    arguments = (
+        ToolArgument("large", large.digest, large),
+        ToolArgument("secret", small.digest, None),
+        ToolArgument("small", small.digest, small),
+    )
+    doing = Envelope("called", origin=TRACED._replace(tool_call_id="call-1"))
+    raised = ("ValueError", "no", "Traceback: no")
+    return (
+        RegisterTools(u("tools"), (("remote", b"\n\x06remote"),), "worker-1"),
+        StartTool(u("run"), "tuner", arguments, False, ToolRun("call-1", START)),
+        RegisterVariable(doing, "rate", "float", wire_value("float", "0.5")),
+        FinishTool(by_tool, "call-1", "ok", 1_000, small),
+        StartTool(u("run"), "tuner", arguments, False, ToolRun("call-2", 0)),  # again
+        StartTool(u(), "tuner", (), True, ToolRun("call-3", 0)),
+        FinishTool(by_tool, "call-3", "error", 2_000, error=raised, chunks=3),
+        StartTool(u(), "tuner", (), False, ToolRun("call-4", 0)),
+        FinishTool(by_tool, "call-4", "ok", 3_000, digest=large.digest),
+        StartTool(u("left"), "tuner", (), False, ToolRun("call-5", 0)),
+        StartTool(u(), "tuner", (), False, ToolRun("call-6", 0)),
     )
 
 
@@ -297,6 +333,14 @@ def shown(state: SessionState) -> dict[str, Any]:
         "names": dict(state.names),
         "deleted": dict(state.deleted),
         "used_names": sorted(state.used_names),
+        "tools": [[*tool[:2], tool.spec.hex(), *tool[3:]] for tool in state.tools.values()],
+        "calls": [
+            [
+                *call[:5],
+                None if call.request is None else [*call.request[:2], call.request[2].hex()],
+            ]
+            for call in state.calls.values()
+        ],
         "requests": _shown_requests(state.requests),
     }
 
