@@ -1,0 +1,1 @@
+"""Adapters under the names that Snakepit's configuration and documentation give them."""
