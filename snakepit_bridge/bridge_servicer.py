@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from snakepit_bridge import bridge_service_pb2 as pb
-from snakepit_bridge import wire
+from snakepit_bridge import tool_wire, wire
 from snakepit_bridge import wire_views_pb2 as views
 from snakepit_bridge.commands import PREPARED, PastValue, RollbackVariable, prepared
 from snakepit_bridge.errors import (
@@ -45,6 +45,7 @@ from snakepit_bridge.sessions import (
     newest_event,
     past_value,
 )
+from snakepit_bridge.tool_methods import Tools
 from snakepit_bridge.wire import Call
 from snakepit_bridge.wire_bytes import LARGE
 
@@ -88,12 +89,21 @@ Mutate = Callable[[Call], Awaitable[bytes]]
 class BridgeServicer:
     """The unary methods that this release serves, by name, in ``queries`` and ``mutations``."""
 
-    def __init__(self, committer: Committer, gate: Gate, *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        committer: Committer,
+        gate: Gate,
+        tools: Tools,
+        *,
+        max_message_bytes: int,
+    ) -> None:
         self._committer = committer
+        self._tools = tools
         self._gate = gate
         self._max_message_bytes = max_message_bytes
         self._historians = ThreadPoolExecutor(HISTORIANS, "history")
         """Walk through histories, so that these keep nobody else's reading waiting."""
+        self._end = self._mutate(wire.cleanup_session, wire.cleaned_up)
         self._remembered: dict[int, tuple[VariableState, bytes]] = {}
         """By identity of the version, which is kept so that its identity stays its own."""
         self.queries: dict[str, Query] = {
@@ -107,7 +117,7 @@ class BridgeServicer:
         }
         self.mutations: dict[str, Mutate] = {
             "InitializeSession": self.initialize_session,
-            "CleanupSession": self._mutate(wire.cleanup_session, wire.cleaned_up),
+            "CleanupSession": self.cleanup_session,
             "RegisterVariable": self._mutate(wire.register_variable, wire.registered),
             "SetVariable": self._mutate(wire.set_variable, wire.was_set),
             "DeleteVariable": self._mutate(wire.delete_variable, wire.deleted),
@@ -115,6 +125,7 @@ class BridgeServicer:
             "RollbackVariable": self.rollback_variable,
             "StartOptimization": self._mutate(wire.start_optimization, wire.optimization_started),
             "StopOptimization": self._mutate(wire.stop_optimization, wire.optimization_stopped),
+            "RegisterTools": self._mutate(tool_wire.register_tools, tool_wire.registered_tools),
         }
 
     def _mutate(self, read: Callable[[Call], Any], write: Callable[[Outcome], bytes]) -> Mutate:
@@ -143,7 +154,14 @@ class BridgeServicer:
             Mutation(wire.initialize_session, _as_it_is, call), len(call.raw)
         )
         variables = await self._encode(outcome.variables, "list the variables by pages")
-        return wire.initialized(outcome, variables)
+        registered = {name: tool.spec for name, tool in outcome.tools.items()}
+        return wire.initialized(outcome, variables, {**registered, **self._tools.specs})
+
+    async def cleanup_session(self, call: Call) -> bytes:
+        raw = await self._end(call)
+        request = wire.parse(pb.CleanupSessionRequest, call.raw)
+        self._tools.session_ended(request.session_id, force=request.force)
+        return raw
 
     async def ping(self, raw: bytes) -> bytes:
         request = wire.parse(pb.PingRequest, raw)
@@ -163,11 +181,12 @@ class BridgeServicer:
         log = await self._live_log(request)
         with log.lock:
             state = log.committed
-            head, count = state.head, len(state.variables)
+            head, count, registered = state.head, len(state.variables), state.tools
         response = pb.GetSessionResponse(
             session_id=request.session_id,
             metadata=state.metadata,
             variable_count=count,
+            tool_count=len(registered.keys() | self._tools.specs.keys()),
             offset=head,
             log_epoch=log.id.epoch,
         )

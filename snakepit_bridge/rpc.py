@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -27,10 +27,11 @@ from snakepit_bridge.errors import (
     Unimplemented,
     without_frames,
 )
-from snakepit_bridge.watching import Stream
+from snakepit_bridge.tool_methods import ToolStream
+from snakepit_bridge.watching import Send, Stream
 from snakepit_bridge.wire import Call
 
-__all__ = ["SERVICE", "Door", "fail", "handlers"]
+__all__ = ["SERVICE", "Conversation", "Door", "Methods", "fail", "handlers"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,32 +64,42 @@ class Door:
         self.inside -= 1
 
 
-def handlers(
-    queries: Mapping[str, Query],
-    mutations: Mapping[str, Mutate],
-    streams: Mapping[str, Stream],
-    door: Door,
-    max_size: int,
-) -> grpc.GenericRpcHandler:
+Conversation = Callable[[AsyncIterator[bytes], str, Send], Awaitable[None]]
+"""A method that gets requests as they come, the name of its connection, and what sends."""
+
+
+class Methods(NamedTuple):
+    """All methods that are served, by name."""
+
+    queries: Mapping[str, Query]
+    mutations: Mapping[str, Mutate]
+    streams: Mapping[str, Stream]
+    tool_streams: Mapping[str, ToolStream]
+    conversations: Mapping[str, Conversation]
+
+
+def handlers(methods: Methods, door: Door, max_size: int) -> grpc.GenericRpcHandler:
     """Handlers for the whole BridgeService; those without a method are UNIMPLEMENTED.
 
     :param max_size: bytes of a request.
     """
-
-    def handler(name: str) -> Callable[[Any, Context], Any]:
-        if name in queries:
-            return _query(queries[name], door, max_size)
-        if name in mutations:
-            return _mutation(mutations[name], door, max_size)
-        if name in streams:
-            return _stream(streams[name], door, max_size)
-        return _unimplemented(name)
+    made: dict[str, Callable[[Any, Context], Any]] = {}
+    for name, query in methods.queries.items():
+        made[name] = _query(query, door, max_size)
+    for name, mutation in methods.mutations.items():
+        made[name] = _mutation(mutation, door, max_size)
+    for name, stream in methods.streams.items():
+        made[name] = _stream(stream, door, max_size)
+    for name, tool_stream in methods.tool_streams.items():
+        made[name] = _tool_stream(tool_stream, door, max_size)
+    for name, conversation in methods.conversations.items():
+        made[name] = _conversation(conversation, door, max_size)
 
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
         {
             method.name: _HANDLERS[method.client_streaming, method.server_streaming](
-                handler(method.name)
+                made.get(method.name) or _unimplemented(method.name)
             )
             for method in SERVICE.methods
         },
@@ -123,7 +134,8 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
             with door:
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
-                return await method(Call(raw, context.invocation_metadata() or ()))
+                call = Call(raw, context.invocation_metadata() or (), context.time_remaining)
+                return await method(call)
         except Exception as error:
             raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)
@@ -147,6 +159,48 @@ def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Conte
             raise asyncio.CancelledError from error  # the client is gone, nobody hears an answer
         except Exception as error:
             raw = b""  # the frame outlives the call, by the error that ends it
+            await fail(context, error)
+            raise
+
+    return handle
+
+
+def _tool_stream(method: ToolStream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
+    async def handle(raw: bytes, context: Context) -> None:
+        try:
+            with door:
+                await context.send_initial_metadata(())  # as above
+                if len(raw) > max_size:
+                    raise _too_large(len(raw), max_size)
+                call = Call(raw, context.invocation_metadata() or (), context.time_remaining)
+                await method(call, context.write)
+        except grpc.aio.BaseError as error:
+            raise asyncio.CancelledError from error  # as above
+        except Exception as error:
+            raw = b""  # as above
+            await fail(context, error)
+            raise
+
+    return handle
+
+
+def _conversation(
+    method: Conversation, door: Door, max_size: int
+) -> Callable[[AsyncIterator[bytes], Context], Any]:
+    async def handle(requests: AsyncIterator[bytes], context: Context) -> None:
+        async def read() -> AsyncIterator[bytes]:
+            async for raw in requests:
+                if len(raw) > max_size:
+                    raise _too_large(len(raw), max_size)
+                yield raw
+
+        try:
+            with door:
+                await context.send_initial_metadata(())  # as above
+                await method(read(), context.peer(), context.write)
+        except grpc.aio.BaseError as error:
+            raise asyncio.CancelledError from error  # as above
+        except Exception as error:
             await fail(context, error)
             raise
 

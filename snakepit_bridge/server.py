@@ -2,10 +2,12 @@
 
 ``serve`` runs until SIGTERM or SIGINT. Its contract with whoever launched it:
 
-* stdout carries one line, ``GRPC_READY:<port>``, once calls are answered; all else goes
-  to stderr. The ready file, if asked for, holds the port, written whole or not at all.
+* stdout carries one line, ``GRPC_READY:<port>``, once calls are answered; all else, what
+  tools print too, goes to stderr. The ready file, if asked for, holds the port, written
+  whole or not at all.
 * On the signal: health says NOT_SERVING, new calls get UNAVAILABLE, running ones finish
-  within the grace, everything queued is committed, exit code 0.
+  within the grace, tools that do not are interrupted, everything queued is committed, exit
+  code 0, also while a tool is stuck in its thread.
 """
 
 from __future__ import annotations
@@ -18,27 +20,40 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from snakepit_bridge import telemetry
 from snakepit_bridge.bridge_servicer import BridgeServicer
 from snakepit_bridge.decide import decider, recall
+from snakepit_bridge.elixir import Elixir
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
-from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.heartbeats import HeartbeatConfig, Heartbeats
 from snakepit_bridge.limits import DEFAULTS, Limits
-from snakepit_bridge.rpc import SERVICE, Door, handlers
+from snakepit_bridge.observers import Dispatcher
+from snakepit_bridge.rpc import SERVICE, Door, Methods, handlers
+from snakepit_bridge.slots import open_slot
+from snakepit_bridge.stdout import claim_stdout
+from snakepit_bridge.telemetry.stream import TelemetryStream
+from snakepit_bridge.tool_calls import Calls
+from snakepit_bridge.tool_methods import Tools
+from snakepit_bridge.tool_session import ToolServices
+from snakepit_bridge.tools.adapters import Toolbox, load_toolbox
+from snakepit_bridge.tools.processes import Processes
+from snakepit_bridge.tools.runner import Runner
 from snakepit_bridge.upkeep import Upkeep
-from snakepit_bridge.watching import Stream, Watches
+from snakepit_bridge.watching import Watches
 
 __all__ = [
     "CannotServe",
     "Settings",
+    "ToolSettings",
     "main",
     "run",
     "serve",
@@ -50,15 +65,30 @@ WAITING_MESSAGES = 4
 """Requests of the largest size that may wait for the log; of smaller ones as many more."""
 
 
+class ToolSettings(NamedTuple):
+    """What a person may choose for tools; the command line explains each."""
+
+    adapters: tuple[str, ...] = ()
+    record: str = "full"
+    elixir_address: str = ""
+    heartbeat: HeartbeatConfig | None = None
+    threads: int | None = None
+    """In place of the limit."""
+
+
 class Settings(NamedTuple):
     """What a person may choose; the command line explains each."""
 
     log: str
+    """A URL; empty where there are slots."""
     port: int = 50050
     ready_file: Path | None = None
     grace: float = 1.5
     """Seconds that running calls get to finish; Snakepit kills after 2."""
     limits: Limits = DEFAULTS
+    tools: ToolSettings = ToolSettings()
+    slots: Path | None = None
+    """Directory of logs, of which the first is taken that is free."""
 
 
 class CannotServe(Exception):
@@ -66,13 +96,21 @@ class CannotServe(Exception):
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal, on uvloop where there is one.
+    """Serve until a signal, on uvloop where there is one; owns the process.
 
     :raises CannotServe: the port is taken, or the ready file cannot be written.
     :raises LogUnusable: the log cannot be opened.
+    :raises AdapterUnusable: an adapter cannot be loaded.
     """
+    stdout = claim_stdout()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(settings))
+        stuck = runner.run(serve(settings, stdout))
+    if stuck:
+        # At its end Python would wait for these threads.
+        logger.warning("%d tools still run in their threads, and end here", stuck)
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -92,43 +130,122 @@ def _no_traceback_for_headers(record: logging.LogRecord) -> bool:
     return True
 
 
-async def serve(settings: Settings) -> None:
-    """Serve on the running loop until SIGTERM or SIGINT; see ``run``."""
+async def serve(settings: Settings, stdout: TextIO) -> int:
+    """Serve on the running loop until SIGTERM or SIGINT; see ``run``.
+
+    :param stdout: where readiness is announced.
+    :returns: how many threads a tool still keeps.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_no_traceback_for_headers)
-    engine: EventLog = open_log(settings.log)
+    toolbox = load_toolbox(settings.tools.adapters)
+    engine = open_log(settings.log) if settings.slots is None else open_slot(settings.slots)
     limits = settings.limits
     committer = Committer(engine, decider(limits), recall)
     upkeep = Upkeep(committer, limits)
     door = Door()
     try:
         gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
-        servicer = BridgeServicer(committer, gate, max_message_bytes=limits.message_size)
+        bench = _Bench(settings, committer, gate, toolbox)
         watches = Watches(committer, gate, loop, limits)
-        streams: dict[str, Stream] = {"WatchVariables": watches.watch_variables}
-        methods = handlers(servicer.queries, servicer.mutations, streams, door, limits.message_size)
+        methods = handlers(
+            _methods(settings, committer, gate, bench, watches), door, limits.message_size
+        )
         server, health_servicer, port = await _start(methods, settings)
+        bench.start(port, stop.set)
         committer.start()
         upkeep.start()
         # What was imported stays. Each full collection would look at all of it, for 35 ms.
         gc.freeze()
         logger.info("serving %s on port %d", engine.url, port)
         try:
-            _announce(port, settings.ready_file)
+            _announce(stdout, port, settings.ready_file)
             await stop.wait()
             await health_servicer.enter_graceful_shutdown()
         finally:
-            await _drain(server, door, watches, settings.grace)
+            await _drain(server, door, watches, bench, settings.grace)
     finally:
         await asyncio.to_thread(upkeep.stop)
         await asyncio.to_thread(committer.close)
     logger.info("stopped")
+    return bench.runner.busy_threads
 
 
-async def _drain(server: grpc.aio.Server, door: Door, watches: Watches, grace: float) -> None:
+class _Bench:
+    """What tools are run with, and what connects them with Elixir."""
+
+    def __init__(
+        self, settings: Settings, committer: Committer, gate: Gate, toolbox: Toolbox
+    ) -> None:
+        """On the running loop."""
+        loop = asyncio.get_running_loop()
+        limits, chosen = settings.limits, settings.tools
+        size = limits.message_size
+        self._port = 0
+        self._heartbeat = chosen.heartbeat
+        self._heartbeats: Heartbeats | None = None
+        self.telemetry = TelemetryStream()
+        address = chosen.elixir_address
+        self.elixir = Elixir(address, max_size=size) if address else None
+        self._dispatcher = Dispatcher(committer)
+        services = ToolServices(committer, self._dispatcher, self.elixir, loop)
+        processes = Processes(limits.tool_processes, lambda: self._port, max_size=limits.value_size)
+        threads = chosen.threads or limits.tool_threads
+        self.runner = Runner(loop, processes, threads=threads, max_size=limits.value_size)
+        calls = Calls(services, self.runner, gate, self.telemetry, record=chosen.record)
+        self.tools = Tools(toolbox, calls, max_calls=limits.tool_calls)
+
+    def start(self, port: int, on_lost: Callable[[], None]) -> None:
+        """Begin, once the port is known.
+
+        :param on_lost: called when Elixir is gone and this worker depends on it.
+        """
+        self._port = port
+        telemetry.attach(self.telemetry)
+        if self.elixir is not None and self._heartbeat is not None:
+            sessions = lambda: self.tools.sessions  # noqa: E731 - as short as a name
+            self._heartbeats = Heartbeats(self.elixir, self._heartbeat, sessions, on_lost)
+            self._heartbeats.start()
+
+    async def stop(self) -> None:
+        """Interrupt what still runs; waits for no tool."""
+        telemetry.detach()
+        if self._heartbeats is not None:
+            await self._heartbeats.stop()
+        await self.tools.stop()
+        if self.elixir is not None:
+            await self.elixir.close()
+        self._dispatcher.close(wait=False)
+
+
+def _methods(
+    settings: Settings, committer: Committer, gate: Gate, bench: _Bench, watches: Watches
+) -> Methods:
+    tools = bench.tools
+    servicer = BridgeServicer(
+        committer, gate, tools, max_message_bytes=settings.limits.message_size
+    )
+    mutations = {
+        **servicer.mutations,
+        "ExecuteTool": tools.execute_tool,
+        "GetExposedElixirTools": tools.get_exposed_elixir_tools,
+        "ExecuteElixirTool": tools.execute_elixir_tool,
+    }
+    return Methods(
+        servicer.queries,
+        mutations,
+        {"WatchVariables": watches.watch_variables},
+        {"ExecuteStreamingTool": tools.execute_streaming_tool},
+        {"StreamTelemetry": bench.telemetry.stream_telemetry},
+    )
+
+
+async def _drain(
+    server: grpc.aio.Server, door: Door, watches: Watches, bench: _Bench, grace: float
+) -> None:
     """Let no call in, answer those that have arrived, then stop.
 
     gRPC cancels what has arrived but not reached a handler when it stops; so it stops only
@@ -139,13 +256,27 @@ async def _drain(server: grpc.aio.Server, door: Door, watches: Watches, grace: f
     door.shut = True
     logger.info("draining %d calls", door.inside)
     await watches.close()
-    arrived = -1
-    while (door.inside or arrived != door.arrived) and loop.time() + _QUIET < end:
-        arrived = door.arrived
-        await asyncio.sleep(_QUIET)
+    await _quiet(door, end - LONGEST_INTERRUPTION, bench.telemetry)
+    await bench.stop()
+    await bench.telemetry.close()
+    await _quiet(door, end, bench.telemetry)
     # With nothing running there is nothing to wait for but peers that keep idle connections.
     await server.stop(max(0.0, end - loop.time()) if door.inside else 0)
 
+
+async def _quiet(door: Door, end: float, telemetry: TelemetryStream) -> None:
+    """Wait until only telemetry is inside and nobody has come for a while, or until ``end``."""
+    loop = asyncio.get_running_loop()
+    arrived = -1
+    while (
+        door.inside > telemetry.listeners or arrived != door.arrived
+    ) and loop.time() + _QUIET < end:
+        arrived = door.arrived
+        await asyncio.sleep(_QUIET)
+
+
+LONGEST_INTERRUPTION = 0.3
+"""Seconds of the grace in which tools that have not ended are left and the log is told."""
 
 _QUIET = 0.02
 """Seconds without a new call after which none is on its way to a handler."""
@@ -247,7 +378,7 @@ def _add_services(
     return servicer_of_health
 
 
-def _announce(port: int, ready_file: Path | None) -> None:
+def _announce(stdout: TextIO, port: int, ready_file: Path | None) -> None:
     if ready_file is not None:
         temporary = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
         try:
@@ -259,8 +390,8 @@ def _announce(port: int, ready_file: Path | None) -> None:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise CannotServe(f"cannot write the ready file {ready_file}: {error}") from error
-    sys.stdout.write(f"GRPC_READY:{port}\n")
-    sys.stdout.flush()
+    stdout.write(f"GRPC_READY:{port}\n")
+    stdout.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

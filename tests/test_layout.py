@@ -22,9 +22,15 @@ MODULES = sorted(
 
 # docs/architecture.md draws these floors; a module may import from its own and from lower ones.
 FLOORS = [
+    ["grpc_server"],
     ["cli", "server"],
-    ["rpc"],
+    ["rpc", "slots", "stdout", "heartbeats"],
     ["bridge_servicer", "watching"],
+    ["tool_methods"],
+    ["tool_calls"],
+    ["tool_session", "tool_wire"],
+    ["adapters", "base_adapter", "base_adapter_threaded", "showcase", "tools"],
+    ["elixir", "telemetry"],
     ["watch_hub", "watch_wire"],
     ["wire"],
     ["wire_bytes"],
@@ -33,7 +39,7 @@ FLOORS = [
     ["observers"],
     ["sessions", "variable_views", "upkeep"],
     ["decide"],
-    ["locks"],
+    ["locks", "tool_rules"],
     ["commands"],
     ["metadata_checks"],
     ["limits"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from snakepit_bridge.cli.options import LogOption, default_log, refuse
+from snakepit_bridge.cli.options import LogOption, RecordOption, default_log, log_to_stderr, refuse
+from snakepit_bridge.cli.snakepit import COMMAND, snakepit
 from snakepit_bridge.cli.units import duration, size
 from snakepit_bridge.cli.verify import verify
 from snakepit_bridge.events.log import LogUnusable
@@ -28,14 +27,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-    "none": logging.CRITICAL + 1,
-}
 
 
 def _limit(name: str, text: str, *, default: str | bool = True, **more: Any) -> Any:  # noqa: ANN401 - as typer's
@@ -101,6 +92,46 @@ def serve(
             envvar=["SNAKEPIT_BRIDGE_LOG_LEVEL", "SNAKEPIT_LOG_LEVEL"],
         ),
     ] = "info",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tools to serve: a module of @tool functions, or package.module.Class. "
+            "Can be given several times.",
+            envvar="SNAKEPIT_BRIDGE_ADAPTER",
+            show_default=False,
+            rich_help_panel="Tools",
+        ),
+    ] = None,
+    elixir_address: Annotated[
+        str,
+        typer.Option(
+            help="HOST:PORT of the Elixir side, for tools that run there.",
+            envvar="SNAKEPIT_BRIDGE_ELIXIR_ADDRESS",
+            show_default=False,
+            rich_help_panel="Tools",
+        ),
+    ] = "",
+    record_tools: RecordOption = "full",
+    max_workers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1_000,
+            help="Blocking tools that run at a time, in threads.",
+            envvar="SNAKEPIT_BRIDGE_MAX_WORKERS",
+            rich_help_panel="Tools",
+        ),
+    ] = DEFAULTS.tool_threads,
+    tool_processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1_000,
+            help="Isolated tools that run at a time, in processes.",
+            envvar="SNAKEPIT_BRIDGE_TOOL_PROCESSES",
+            rich_help_panel="Tools",
+        ),
+    ] = DEFAULTS.tool_processes,
     max_message_size: Annotated[
         int,
         _limit(
@@ -178,6 +209,9 @@ def serve(
             default="1h",
         ),
     ] = DEFAULTS.watch_lifetime,
+    max_tool_calls: Annotated[
+        int, _limit("MAX_TOOL_CALLS", "Calls of tools that run or wait.", min=1)
+    ] = DEFAULTS.tool_calls,
 ) -> None:
     """Serve until SIGTERM or SIGINT (Ctrl-C).
 
@@ -185,13 +219,7 @@ def serve(
     stderr. Exit code 0 after a clean stop. Each option can also be given in the environment,
     as SNAKEPIT_BRIDGE_<OPTION>. Sizes: 4096, 64KiB, 128MiB. Ages: 90, 30s, 15m, 12h, 7d.
     """
-    if log_level.lower() not in LEVELS:
-        raise typer.BadParameter(f"choose one of {', '.join(LEVELS)}", param_hint="--log-level")
-    logging.basicConfig(
-        level=LEVELS[log_level.lower()],
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    log_to_stderr(log_level)
     limits = Limits(
         max_message_size,
         max_message_size * 3 // 4 if max_value_size is None else max_value_size,
@@ -205,6 +233,9 @@ def serve(
         max_session_watches,
         max_connection_watches,
         watch_max_lifetime,
+        max_tool_calls,
+        max_workers,
+        tool_processes,
     )
     if limits.value_size > limits.message_size:
         raise typer.BadParameter(
@@ -212,15 +243,23 @@ def serve(
             f"{limits.message_size}: raise --max-message-size as well",
             param_hint="--max-value-size",
         )
-    from snakepit_bridge.server import CannotServe, Settings, run  # noqa: PLC0415 - loads gRPC
+    from snakepit_bridge.server import (  # noqa: PLC0415 - loads gRPC
+        CannotServe,
+        Settings,
+        ToolSettings,
+        run,
+    )
+    from snakepit_bridge.tools.adapters import AdapterUnusable  # noqa: PLC0415 - loads values
 
+    tools = ToolSettings(tuple(adapter or ()), record_tools, elixir_address)
     try:
-        run(Settings(log or default_log(), port, ready_file, grace, limits))
-    except (CannotServe, LogUnusable) as error:
+        run(Settings(log or default_log(), port, ready_file, grace, limits, tools))
+    except (AdapterUnusable, CannotServe, LogUnusable) as error:
         raise refuse(str(error)) from error
 
 
 app.command()(verify)
+app.command(context_settings=COMMAND)(snakepit)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["LogOption", "default_log", "refuse"]
+__all__ = ["LogOption", "RecordOption", "default_log", "log_to_stderr", "refuse"]
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "none": logging.CRITICAL + 1,
+}
 
 LogOption = Annotated[
     str,
@@ -20,11 +30,31 @@ LogOption = Annotated[
     ),
 ]
 
+RecordOption = Annotated[
+    Literal["full", "digest", "off"],
+    typer.Option(
+        help="What the log keeps of arguments and results of tools: all, their SHA-256, nothing.",
+        envvar="SNAKEPIT_BRIDGE_RECORD_TOOLS",
+        rich_help_panel="Tools",
+    ),
+]
+
 
 def default_log() -> str:
     """``sqlite:`` in the XDG state directory."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return f"sqlite:{Path(state).expanduser() / 'snakepit_bridge' / 'bridge.db'}"
+
+
+def log_to_stderr(level: str) -> None:
+    """Set the log up; ``level`` is what a person wrote."""
+    if level.lower() not in _LEVELS:
+        raise typer.BadParameter(f"choose one of {', '.join(_LEVELS)}", param_hint="--log-level")
+    logging.basicConfig(
+        level=_LEVELS[level.lower()],
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
 
 
 def refuse(why: str) -> typer.Exit:

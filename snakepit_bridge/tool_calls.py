@@ -1,0 +1,437 @@
+"""One call of a tool: start, run, finish.
+
+::
+
+    ToolStarted ─▶ run ─▶ ToolFinished ─▶ answer
+
+With a request id the start is durable before the tool runs, so that it can never run twice; without
+one it is on its way. The end is durable before the answer. A call is *left* when nobody waits for
+it any more: its client is gone, its time is over, its session was cleaned up by force, the bridge
+stops. The log is told so at once; ``tools.runner`` says what becomes of the tool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any, NamedTuple
+
+from snakepit_bridge.commands import FinishTool, StartTool, ToolArgument, ToolRun
+from snakepit_bridge.errors import (
+    BridgeError,
+    DeadlineExceeded,
+    EpochMismatch,
+    Unavailable,
+    quote,
+)
+from snakepit_bridge.events.gate import Gate
+from snakepit_bridge.events.model import Envelope, Value
+from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.telemetry.stream import TelemetryStream
+from snakepit_bridge.tool_session import CallState, ToolServices, ToolSession
+from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
+from snakepit_bridge.tools.chunks import Chunk
+from snakepit_bridge.tools.definition import ToolDefinition
+from snakepit_bridge.tools.pipe import Pipe
+from snakepit_bridge.tools.processes import Job
+from snakepit_bridge.tools.runner import Invocation, Result, Runner, Send
+
+__all__ = ["RECORDINGS", "Call", "Calls"]
+
+logger = logging.getLogger(__name__)
+
+RECORDINGS = ("full", "digest", "off")
+"""What is kept of arguments and results: all, their SHA-256, nothing."""
+
+CLOSE_TO_DEADLINE = 0.05
+"""Seconds before its deadline in which a call that is cancelled counts as late: gRPC cancels what
+its client no longer waits for."""
+
+RETRY = 1.0
+"""Seconds until an end that could not be written is tried again."""
+
+
+class Calls:
+    """What all calls share, and those that run; belongs to one event loop."""
+
+    def __init__(
+        self,
+        services: ToolServices,
+        runner: Runner,
+        gate: Gate,
+        telemetry: TelemetryStream,
+        *,
+        record: str,
+    ) -> None:
+        """:param record: one of ``RECORDINGS``."""
+        self.services = services
+        self.runner = runner
+        self.gate = gate
+        self.telemetry = telemetry
+        self.record = record
+        self.running: dict[str, Call] = {}
+        """By call id."""
+        self._number = 0
+        self._unwritten: set[asyncio.Task[None]] = set()
+
+    def next_id(self) -> str:
+        """An id that no other call has, of this bridge or another."""
+        self._number += 1
+        return f"{self.services.committer.instance}-{self._number:x}"
+
+    def leave(self, why: BridgeError, session_id: str = "") -> list[Call]:
+        """Leave the calls of a session, or all; gives them."""
+        left = [
+            call
+            for call in self.running.values()
+            if not session_id or call.request.envelope.session_id == session_id
+        ]
+        for call in left:
+            call.leave(why)
+        return left
+
+    def submit(self, command: StartTool | FinishTool) -> asyncio.Future[Any]:
+        return self.gate.submit(_Task(command))
+
+    async def flush(self) -> None:
+        """Have all that waits on its way to the committer."""
+        self.gate.flush()
+
+    def finish_later(self, command: FinishTool) -> None:
+        """Write the end of a call whose log does not take it now."""
+        task = self.services.loop.create_task(self._finish(command))
+        self._unwritten.add(task)
+        task.add_done_callback(self._unwritten.discard)
+
+    async def _finish(self, command: FinishTool) -> None:
+        while True:
+            await asyncio.sleep(RETRY)
+            try:
+                await self.submit(command)
+            except EpochMismatch:
+                return  # the session ended, and with it the call
+            except BridgeError as error:
+                logger.debug("the end of call %s waits: %s", command.call_id, error.message)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Give up what could not be written."""
+        for task in self._unwritten:
+            task.cancel()
+
+
+class _Task(NamedTuple):
+    """A command that needs no reading and an outcome that needs no writing."""
+
+    prepared: StartTool | FinishTool
+
+    def command(self) -> StartTool | FinishTool:
+        return self.prepared
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
+
+
+class Call:
+    """One call, from its request on."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        definition: ToolDefinition,
+        request: ToolRequest,
+        remaining: float | None,
+        send: Send | None,
+    ) -> None:
+        """Convert its arguments.
+
+        :param remaining: seconds until the client stops waiting; ``None`` = never.
+        :param send: where chunks go; ``None`` = the client wants one result.
+        :raises InvalidRequest: an argument is missing, unknown or wrong.
+        """
+        self._calls = calls
+        self._definition = definition
+        self.request = request
+        self._arguments = definition.convert(request.arguments)
+        self._send = send
+        self._chunks = 0
+        self._pipe = None if send is None else Pipe(calls.services.loop)
+        self._state = CallState(
+            calls.next_id(), request.tool, request.envelope.origin, self._hand_over
+        )
+        limits = [limit for limit in (remaining, definition.timeout) if limit is not None]
+        self._limit = min(limits) if limits else None
+        self._began = time.monotonic_ns()
+        self._session: ToolSession | None = None
+        self._start: asyncio.Future[Outcome] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        self._left: BridgeError | None = None
+        """Why the bridge itself left it."""
+
+    async def run(self) -> ToolAnswer:
+        """Start it, run it, and give its answer; the start is not waited for if need not be."""
+        calls, about = self._calls, self.request.envelope
+        log = calls.services.committer.loaded(about.session_id)
+        if (
+            log is None
+            or not log.committed.live
+            or about.origin.tool_call_id
+            or (about.log_epoch and about.log_epoch != log.id.epoch)
+        ):
+            await self.start()
+        else:
+            self._state.epoch = log.id.epoch
+            self._start = calls.submit(self._start_command())
+            self._start.add_done_callback(_looked_at)
+            if self._definition.adapter is not None or self._definition.context_parameter:
+                self._hand_over()
+        return await self.go_on()
+
+    async def start(self) -> Outcome:
+        """Have the start written; gives what the log says, which may be that it was before."""
+        self._start = self._calls.submit(self._start_command())
+        try:
+            outcome = await asyncio.shield(self._start)
+        except asyncio.CancelledError:
+            self._start.add_done_callback(self._never_ran)
+            raise
+        self._state.epoch = outcome.log_epoch
+        self._state.handed_over = True
+        return outcome
+
+    def leave(self, why: BridgeError) -> None:
+        """Wait for it no longer; who does so hears ``why``."""
+        self._left = why
+        if self.task is not None:
+            self.task.cancel()
+
+    async def go_on(self) -> ToolAnswer:
+        """Run what was started."""
+        running, call_id = self._calls.running, self._state.call_id
+        self.task = asyncio.current_task()
+        running[call_id] = self
+        self._tell("python.call.start", count=1, system_time=time.time_ns())
+        self._tell("tool.execution.start", count=1, system_time=time.time_ns())
+        try:
+            return await self._finish(await self._result())
+        except asyncio.CancelledError:
+            if self._left is None:
+                raise
+            # This bridge cancelled it, to have whoever waits told why.
+            if self.task is not None:
+                self.task.uncancel()
+            raise self._left from None
+        finally:
+            self._state.over = True
+            del running[call_id]
+            if self._session is not None:
+                self._session.forget_observers()
+
+    async def _result(self) -> Result:
+        definition, request = self._definition, self.request
+        invocation = Invocation(
+            definition,
+            request.tool,
+            self._arguments,
+            self._its_session,
+            self._job,
+            None if self._send is None else self._counted,
+            self._pipe,
+            _is_true(request.envelope.metadata.get("thread_sensitive", "")),
+        )
+        scope = asyncio.timeout(self._limit)
+        try:
+            async with scope:
+                return await self._calls.runner.run(invocation)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            self._abandon("timeout", "it took too long")
+            raise DeadlineExceeded(
+                f"tool {quote(request.tool)} took longer than the {self._limit:.3g} s that it had"
+            ) from None
+        except asyncio.CancelledError:
+            if self._left is not None:
+                stopped = isinstance(self._left, Unavailable)
+                self._abandon("interrupted" if stopped else "cancelled", self._left.message)
+            elif self._is_late():
+                self._abandon("timeout", "its client's time was over")
+            else:
+                self._abandon("cancelled", "its client was gone")
+            raise
+        except BridgeError as error:
+            self._abandon("error", error.message)
+            raise
+        except BaseException:
+            self._abandon("cancelled", "its client was gone")  # who takes no chunk
+            raise
+
+    async def _finish(self, result: Result) -> ToolAnswer:
+        failure = result.failure
+        duration = time.monotonic_ns() - self._began
+        error = ("", "", "") if failure is None else tuple(failure)
+        command = self._finish_command("ok" if failure is None else "error", error, result.value)
+        command = command._replace(duration_nanos=duration)
+        offset = 0
+        try:
+            outcome: Outcome = await asyncio.shield(self._calls.submit(command))
+            offset = outcome.answer.offset
+        except EpochMismatch:
+            logger.debug("the session of call %s ended before it", command.call_id)
+        except BridgeError:
+            self._calls.finish_later(command)
+            raise
+        start = self._start
+        if start is not None and (refused := start.exception()) is not None:
+            raise refused
+        self._tell_end(result, duration)
+        return ToolAnswer(
+            command.call_id, result.value, failure, duration, offset, self._state.epoch
+        )
+
+    def _abandon(self, outcome: str, why: str) -> None:
+        """Have the log told that nobody waits any more; nobody waits for that, either."""
+        self._state.over = True
+        command = self._finish_command(outcome, ("", why, ""), None)
+        command = command._replace(duration_nanos=time.monotonic_ns() - self._began)
+        calls = self._calls
+
+        def written(end: asyncio.Future[Outcome]) -> None:
+            if not end.cancelled() and isinstance(end.exception(), BridgeError):
+                calls.finish_later(command)
+
+        try:
+            calls.submit(command).add_done_callback(written)
+        except BridgeError:
+            calls.finish_later(command)  # too much waits for the log
+        self._tell("tool.execution.exception", count=1, duration=command.duration_nanos)
+        self._tell("python.call.exception", count=1, duration=command.duration_nanos)
+
+    def _never_ran(self, start: asyncio.Future[Outcome]) -> None:
+        """Close a call whose client went before its start was written."""
+        if start.cancelled() or start.exception() is not None or start.result().answer.duplicate:
+            return
+        self._state.epoch = start.result().log_epoch
+        self._abandon("cancelled", "its client was gone before it ran")
+
+    def _is_late(self) -> bool:
+        spent = (time.monotonic_ns() - self._began) / 1e9
+        return self._limit is not None and spent > self._limit - CLOSE_TO_DEADLINE
+
+    async def _counted(self, chunk: Chunk) -> None:
+        self._chunks += 1
+        if self._send is not None:
+            await self._send(chunk)
+
+    def _its_session(self) -> ToolSession:
+        if self._session is None:
+            about = self.request.envelope
+            self._session = ToolSession(
+                about.session_id,
+                self._calls.services,
+                self._state,
+                about.metadata,
+                send=None if self._send is None else self._counted,
+                pipe=self._pipe,
+            )
+        return self._session
+
+    def _hand_over(self) -> None:
+        """Have the start on its way to the committer before anything that the tool does."""
+        if not self._state.handed_over:
+            services = self._calls.services
+            if threading.get_ident() == services.loop_thread:
+                self._calls.gate.flush()
+            else:
+                asyncio.run_coroutine_threadsafe(self._calls.flush(), services.loop).result()
+            self._state.handed_over = True
+
+    def _start_command(self) -> StartTool:
+        deadline = 0 if self._limit is None else time.time_ns() + int(self._limit * 1e9)
+        run = ToolRun(self._state.call_id, deadline)
+        arguments = self._recorded_arguments()
+        streaming = self._send is not None
+        return StartTool(self.request.envelope, self.request.tool, arguments, streaming, run)
+
+    def _recorded_arguments(self) -> tuple[ToolArgument, ...]:
+        sensitive = self._definition.sensitive
+        record = self._calls.record
+        return tuple(
+            ToolArgument(
+                name,
+                value.digest,
+                value if record == "full" and name not in sensitive else None,
+                record != "off",
+            )
+            for name, value in self.request.values
+        )
+
+    def _finish_command(
+        self, outcome: str, error: tuple[str, ...], value: Value | None
+    ) -> FinishTool:
+        state, record = self._state, self._calls.record
+        about = Envelope(
+            self.request.envelope.session_id,
+            log_epoch=state.epoch,
+            origin=state.source._replace(tool_call_id=""),
+        )
+        kept = value if record == "full" else None
+        digest = value.digest if value is not None and record == "digest" else b""
+        kind, message, trace = error
+        return FinishTool(
+            about, state.call_id, outcome, 0, kept, digest, (kind, message, trace), self._chunks
+        )
+
+    def _job(self) -> Job:
+        request, state = self.request, self._state
+        deadline = 0 if self._limit is None else time.time_ns() + int(self._limit * 1e9)
+        return Job(
+            state.call_id,
+            request.envelope.session_id,
+            state.epoch,
+            request.tool,
+            self._definition.source,
+            tuple(request.parameters),
+            request.envelope.metadata,
+            state.origin.traceparent,
+            state.origin.tracestate,
+            state.origin.correlation_id,
+            self._send is not None,
+            deadline,
+        )
+
+    def _tell_end(self, result: Result, duration: int) -> None:
+        telemetry = self._calls.telemetry
+        if not telemetry.open:
+            return
+        whole = time.monotonic_ns() - self._began
+        if result.failure is not None:
+            self._tell("tool.execution.exception", count=1, duration=duration)
+            self._tell("python.error.occurred", count=1)
+            self._tell("python.call.exception", count=1, duration=whole)
+            return
+        self._tell("tool.execution.stop", count=1, duration=duration)
+        if result.value is not None:
+            size = len(result.value.any) + len(result.value.binary)
+            self._tell("tool.result_size", bytes=size)
+        self._tell("python.call.stop", count=1, duration=whole)
+
+    def _tell(self, event: str, **measurements: int) -> None:
+        telemetry = self._calls.telemetry
+        if telemetry.open:
+            about = {"tool": self.request.tool, "session_id": self.request.envelope.session_id}
+            correlation_id = self._state.origin.correlation_id
+            telemetry.emit(event, measurements, about, correlation_id)
+
+
+def _looked_at(start: asyncio.Future[Outcome]) -> None:
+    """Whoever waits for the end of the call looks at what became of its start."""
+    if not start.cancelled():
+        start.exception()
+
+
+def _is_true(text: str) -> bool:
+    return text.strip().lower() in {"1", "true", "t", "yes", "y", "on"}
