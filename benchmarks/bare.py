@@ -1,8 +1,9 @@
 """The ruler: a gRPC server that does nothing, on the same libraries as the bridge.
 
 ``grpc.aio`` on uvloop, one generic handler without (de)serializers, whose coroutine
-returns one constant, or the request itself. Whatever the bridge needs beyond this is the
-bridge's own work.
+returns one constant, or the request itself. ``/bare/Stream`` is a stream that writes the
+constant as many times as its request says, a decimal number. Whatever the bridge needs
+beyond this is the bridge's own work.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import uvloop
@@ -27,10 +28,12 @@ _LARGE = (
 
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+_STREAM = "/bare/Stream"
 
 
 class _Bare(grpc.GenericRpcHandler):
-    """Answers every unary call of every method with the same bytes, or with its request."""
+    """Answers all calls: unary ones of any method with the same bytes, or with the request."""
 
     def __init__(self, reply: bytes, *, echo: bool) -> None:
         async def answer(_request: bytes, _context: object) -> bytes:
@@ -39,12 +42,18 @@ class _Bare(grpc.GenericRpcHandler):
         async def give_back(request: bytes, _context: object) -> bytes:
             return request
 
-        self._handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(
-            give_back if echo else answer
-        )
+        async def stream(request: bytes, context: _Context) -> None:
+            await context.send_initial_metadata(())
+            for _ in range(int(request)):
+                await context.write(reply)
 
-    def service(self, _details: grpc.HandlerCallDetails) -> _Handler:
-        return self._handler
+        self._unary: _Handler = grpc.unary_unary_rpc_method_handler(give_back if echo else answer)
+        # The stubs know no handler that writes to its context.
+        writes: Any = stream
+        self._stream: _Handler = grpc.unary_stream_rpc_method_handler(writes)
+
+    def service(self, details: grpc.HandlerCallDetails) -> _Handler:
+        return self._stream if details.method == _STREAM else self._unary
 
 
 async def _serve(reply: bytes, *, echo: bool) -> None:

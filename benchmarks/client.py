@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 
@@ -14,9 +15,10 @@ from benchmarks.workloads import INITIAL, TYPE_URL
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge.bridge_service_pb2_grpc import BridgeServiceStub
 
-__all__ = ["read_back", "register", "set_once"]
+__all__ = ["begin", "execute", "heads", "read_back", "register", "set_once"]
 
 _DEADLINE = 10.0  # seconds, each call
+_LONG = 60.0  # seconds, a call of a tool that computes beside others
 
 
 @contextmanager
@@ -53,6 +55,53 @@ def register(port: int, sessions: Sequence[str], names: Sequence[str]) -> dict[s
                 if not response.success:
                     raise BenchmarkError(f"{name} was not registered: {response.error_message}")
     return {f"{session}/{name}": 1 for session in sessions for name in names}
+
+
+def begin(port: int, sessions: Sequence[str]) -> dict[str, int]:
+    """Begin new sessions; return the offsets at which their logs end.
+
+    :raises BenchmarkError: the bridge refused.
+    """
+    with _stub(port) as stub:
+        for session in sessions:
+            request = pb.InitializeSessionRequest(session_id=session)
+            stub.InitializeSession(request, timeout=_DEADLINE)
+    return heads(port, sessions)
+
+
+def heads(port: int, sessions: Iterable[str]) -> dict[str, int]:
+    """Return the offsets at which the logs of sessions end.
+
+    :raises BenchmarkError: the bridge refused.
+    """
+    with _stub(port) as stub:
+        return {
+            session: stub.GetSession(
+                pb.GetSessionRequest(session_id=session), timeout=_DEADLINE
+            ).offset
+            for session in sessions
+        }
+
+
+def execute(
+    port: int, session: str, tool: str, arguments: Mapping[str, float], going_on: Callable[[], bool]
+) -> Iterator[Any]:
+    """Call a tool again and again on one connection; give the result of each call.
+
+    ``going_on`` is asked before each.
+
+    :raises BenchmarkError: a call failed.
+    """
+    request = pb.ExecuteToolRequest(session_id=session, tool_name=tool)
+    for name, value in arguments.items():
+        request.parameters[name].type_url = TYPE_URL
+        request.parameters[name].value = json.dumps(value).encode()
+    with _stub(port) as stub:
+        while going_on():
+            response = stub.ExecuteTool(request, timeout=_LONG)
+            if not response.success:
+                raise BenchmarkError(f"{tool} failed: {response.error_message}")
+            yield json.loads(response.result.value)
 
 
 def set_once(port: int, session: str, name: str, value: float) -> tuple[int, int]:

@@ -18,9 +18,11 @@ _WATCHED = {"sessions": 1, "variables": 8}
 _OTHER = {"sessions": 1, "variables": 8, "first_session": 1}
 # One variable of each session is left for other sets.
 _OF_LONG = {"sessions": 4, "variables": VARIABLES - 1}
+_TOOLS = {"sessions": 4}
 _EVENTS = 1_000_000  # of a long session
 _EVICTED = 10_000  # sessions
 _ROWS = 200_000  # rows of plain SQLite: about a second
+_CHUNKS = 15_000  # of each stream
 
 # Four connections share what is in flight, as several clients would. Every run takes one
 # or two seconds on a machine of two cores.
@@ -42,6 +44,20 @@ SHAPES = {
     "gets": Shape(work="get", in_flight=1, connections=1, calls=1_000, options=_OTHER),
     "catch-up": Shape(
         work="set", in_flight=32, connections=4, calls=20_000, seconds=3.0, options=_OF_LONG
+    ),
+    "tool-async": Shape(work="tool", in_flight=32, connections=4, calls=6_000, options=_TOOLS),
+    "tool-blocking": Shape(
+        work="tool", in_flight=32, connections=4, calls=5_000, options={**_TOOLS, "blocking": 1}
+    ),
+    "tool-once": Shape(
+        work="tool", in_flight=32, connections=4, calls=5_000, options={**_TOOLS, "ids": 1}
+    ),
+    "beside-tools": Shape(
+        work="set", in_flight=1, connections=1, calls=3_000, seconds=6.0, options=_OTHER
+    ),
+    # Threads leave so little of the interpreter that it is time which ends a run.
+    "beside-threads": Shape(
+        work="set", in_flight=1, connections=1, calls=3_000, seconds=20.0, options=_OTHER
     ),
     "puts": Shape(work="put", in_flight=128, connections=4, calls=30_000, options=_PUTS),
 }
@@ -66,6 +82,10 @@ class Scale:
     def rows(self) -> int:
         """Return how many rows plain SQLite writes at this scale."""
         return int(_ROWS * self.share)
+
+    def chunks(self) -> int:
+        """Return how many chunks a stream has at this scale."""
+        return int(_CHUNKS * self.share)
 
     def events(self) -> int:
         """Return how many events a long session has at this scale."""

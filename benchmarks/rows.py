@@ -21,6 +21,7 @@ from benchmarks.sides import (
     starting,
 )
 from benchmarks.tensors import against_echo
+from benchmarks.tool_rows import BESIDE, STREAMS, calling, computing, streaming
 from benchmarks.watch_idle import idling, remembering
 from benchmarks.watch_logs import BEHIND, LESS_LONG, catching_up, resuming
 from benchmarks.watch_rows import delaying, fanning, getting
@@ -34,17 +35,17 @@ _PACE = 500  # sets per second
 class Row:
     """One row: a comparison and its two marks, both as ratios of ours to the ruler's.
 
-    ``unit`` is that of both figures. ``lower`` says that a lower ratio is the better one,
-    ``share`` that ratios are shown in per cent. ``most`` is how many pairs suffice, where the
-    figure hardly scatters.
+    A row without marks promises nothing. ``unit`` is that of both figures. ``lower`` says that
+    a lower ratio is the better one, ``share`` that ratios are shown in per cent. ``most`` is how
+    many pairs suffice, where the figure hardly scatters.
     """
 
     name: str
     title: str
     ruler: str
     unit: str
-    reach: float
-    dream: float
+    reach: float | None = None
+    dream: float | None = None
     lower: bool = False
     share: bool = False
     most: int | None = None
@@ -55,11 +56,11 @@ class Row:
         return min(scale.pairs, self.most or scale.pairs)
 
     def mark(self, ratio: float) -> str:
-        """Return "dream", "reach" or "missed"."""
+        """Return "dream", "reach", "missed", or "no mark" where nothing is promised."""
         for mark, bound in (("dream", self.dream), ("reach", self.reach)):
-            if ratio <= bound if self.lower else ratio >= bound:
+            if bound is not None and (ratio <= bound if self.lower else ratio >= bound):
                 return mark
-        return "missed"
+        return "missed" if self.reach is not None else "no mark"
 
 
 def measure(
@@ -293,6 +294,61 @@ ROWS = (
         share=True,
         contest=lambda place, scale, _: against_echo(
             place, 64 if scale.size == 1 else 16, 4 if scale.size == 1 else 2
+        ),
+    ),
+    Row(
+        name="tool-async",
+        title="ExecuteTool of an empty async tool, 32 in flight",
+        ruler="bare echo",
+        unit="/s",
+        reach=0.40,
+        share=True,
+        contest=lambda place, scale, _: calling(place, scale.shape("tool-async")),
+    ),
+    Row(
+        name="tool-blocking",
+        title="ExecuteTool of an empty tool in a thread, 32 in flight",
+        ruler="bare echo",
+        unit="/s",
+        reach=0.30,
+        share=True,
+        contest=lambda place, scale, _: calling(place, scale.shape("tool-blocking")),
+    ),
+    Row(
+        name="tool-once",
+        title="ExecuteTool of an empty async tool, with request ids, 32 in flight",
+        ruler="bare echo",
+        unit="/s",
+        share=True,
+        contest=lambda place, scale, _: calling(place, scale.shape("tool-once")),
+    ),
+    Row(
+        name="tool-stream",
+        title=f"chunks of a generator in a thread, {STREAMS} streams at once",
+        ruler="a bare server's streams",
+        unit="/s",
+        reach=0.50,
+        share=True,
+        contest=lambda place, scale, _: streaming(place, scale.chunks()),
+    ),
+    Row(
+        name="tool-isolated",
+        title=f"durable SetVariable while {BESIDE} tools compute in processes, p99",
+        ruler="without",
+        unit="µs",
+        reach=3.0,
+        lower=True,
+        contest=lambda place, scale, _: computing(place, scale.shape("beside-tools"), apart=True),
+    ),
+    Row(
+        name="tool-threads",
+        title=f"durable SetVariable while {BESIDE} tools compute in threads, p99",
+        ruler="without",
+        unit="µs",
+        lower=True,
+        most=3,
+        contest=lambda place, scale, _: computing(
+            place, scale.shape("beside-threads"), apart=False
         ),
     ),
 )

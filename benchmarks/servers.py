@@ -166,9 +166,13 @@ class Server:
         self._lines.put((time.perf_counter(), ""))
 
 
-def bridge(directory: Path, prefix: Sequence[str] = ()) -> Server:
-    """Return the bridge, on an SQLite log in ``directory``, its command after ``prefix``."""
-    return Server("bridge", (*prefix, *BRIDGE, f"sqlite:{log_file(directory)}"), directory)
+def bridge(directory: Path, prefix: Sequence[str] = (), options: Sequence[str] = ()) -> Server:
+    """Return the bridge, on an SQLite log in ``directory``.
+
+    Its command stands after ``prefix`` and ends with ``options``.
+    """
+    command = (*prefix, *BRIDGE, f"sqlite:{log_file(directory)}", *options)
+    return Server("bridge", command, directory)
 
 
 def log_file(directory: Path) -> Path:

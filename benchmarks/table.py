@@ -20,7 +20,12 @@ from benchmarks.rows import Row
 
 __all__ = ["Finding", "as_json", "notes", "table"]
 
-_MARKS = {"dream": "[green]✓ dream", "reach": "[green]✓ reach", "missed": "[red]✗ missed"}
+_MARKS = {
+    "dream": "[green]✓ dream",
+    "reach": "[green]✓ reach",
+    "missed": "[red]✗ missed",
+    "no mark": "",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def notes(findings: list[Finding]) -> list[str]:
 def _cells(finding: Finding) -> list[str]:
     row, outcome = finding.row, finding.outcome
     title = f"[bold]{row.name}[/]  {row.title}, against {row.ruler}"
-    bounds = f"{_ratio(row, row.reach)}\n{_ratio(row, row.dream)}"
+    bounds = "\n".join(_ratio(row, mark) for mark in (row.reach, row.dream) if mark is not None)
     if outcome is None:
         state = "[red]failed" if finding.failed else "[yellow]not measured"
         return [title, "", "", bounds, state, "", ""]

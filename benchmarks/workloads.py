@@ -13,6 +13,7 @@ from typing import Protocol
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.etcd_api import Put
+from benchmarks.execute import SERVICE, Execute
 from snakepit_bridge import bridge_service_pb2 as pb
 
 __all__ = [
@@ -30,11 +31,9 @@ __all__ = [
 INITIAL = 0.5
 TYPE_URL = "dspex.variables/float"
 
-_SERVICE = "/snakepit.bridge.BridgeService/"
-
 
 class Workload(Protocol):
-    """One kind of call. Variables are named "session/name" here."""
+    """One kind of call. Variables are named "session/name" here, and logs by their session."""
 
     method: str
 
@@ -75,7 +74,7 @@ class _Variables:
 class Set(_Variables):
     """SetVariable, round robin over all variables of all sessions."""
 
-    method = _SERVICE + "SetVariable"
+    method = SERVICE + "SetVariable"
 
     def messages(self, first: int, count: int) -> list[bytes]:
         """Return SetVariableRequests with a session, a name and a value."""
@@ -111,7 +110,7 @@ class Set(_Variables):
 class Get(_Variables):
     """GetVariable, round robin over all variables of all sessions, which never change."""
 
-    method = _SERVICE + "GetVariable"
+    method = SERVICE + "GetVariable"
 
     def messages(self, first: int, count: int) -> list[bytes]:
         """Return GetVariableRequests with a session and a name."""
@@ -138,7 +137,7 @@ class Get(_Variables):
 class BatchSet(_Variables):
     """SetVariables, atomic, of all variables of one session; round robin over sessions."""
 
-    method = _SERVICE + "SetVariables"
+    method = SERVICE + "SetVariables"
 
     def messages(self, first: int, count: int) -> list[bytes]:
         """Return BatchSetVariablesRequests with a value for each name."""
@@ -212,15 +211,10 @@ _KINDS: dict[str, Callable[..., Workload]] = {
     "get": Get,
     "batch": BatchSet,
     "put": Put,
+    "tool": Execute,
 }
 
 
 def workload(name: str, options: Mapping[str, int]) -> Workload:
-    """Return the workload "set", "get", "batch" or "put", made with its options."""
-    kinds: dict[str, Callable[..., Workload]] = {
-        "set": Set,
-        "get": Get,
-        "batch": BatchSet,
-        "put": Put,
-    }
-    return kinds[name](**options)
+    """Return the workload "set", "get", "batch", "put" or "tool", made with its options."""
+    return _KINDS[name](**options)
