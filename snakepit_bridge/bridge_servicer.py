@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b
@@ -45,7 +45,6 @@ from snakepit_bridge.sessions import (
     newest_event,
     past_value,
 )
-from snakepit_bridge.tool_methods import Tools
 from snakepit_bridge.wire import Call
 from snakepit_bridge.wire_bytes import LARGE
 
@@ -54,6 +53,7 @@ __all__ = [
     "Mutate",
     "Mutation",
     "Query",
+    "WhenEnded",
 ]
 
 REMEMBERED_VARIABLES = 4_096
@@ -82,6 +82,9 @@ class Mutation(NamedTuple):
         return self.write(outcome)
 
 
+WhenEnded = Callable[[str, bool], None]
+"""Takes the session's id, and whether running tools are to be cancelled."""
+
 Query = Callable[[bytes], Awaitable[bytes]]
 Mutate = Callable[[Call], Awaitable[bytes]]
 
@@ -93,12 +96,19 @@ class BridgeServicer:
         self,
         committer: Committer,
         gate: Gate,
-        tools: Tools,
+        tools: Mapping[str, bytes],
+        when_ended: WhenEnded,
         *,
         max_message_bytes: int,
     ) -> None:
+        """Make the methods.
+
+        :param tools: serialized ``ToolSpec`` messages of the tools that run here, by name.
+        :param when_ended: called when a client ended a session.
+        """
         self._committer = committer
         self._tools = tools
+        self._when_ended = when_ended
         self._gate = gate
         self._max_message_bytes = max_message_bytes
         self._historians = ThreadPoolExecutor(HISTORIANS, "history")
@@ -155,12 +165,12 @@ class BridgeServicer:
         )
         variables = await self._encode(outcome.variables, "list the variables by pages")
         registered = {name: tool.spec for name, tool in outcome.tools.items()}
-        return wire.initialized(outcome, variables, {**registered, **self._tools.specs})
+        return wire.initialized(outcome, variables, {**registered, **self._tools})
 
     async def cleanup_session(self, call: Call) -> bytes:
         raw = await self._end(call)
         request = wire.parse(pb.CleanupSessionRequest, call.raw)
-        self._tools.session_ended(request.session_id, force=request.force)
+        self._when_ended(request.session_id, request.force)
         return raw
 
     async def ping(self, raw: bytes) -> bytes:
@@ -186,7 +196,7 @@ class BridgeServicer:
             session_id=request.session_id,
             metadata=state.metadata,
             variable_count=count,
-            tool_count=len(registered.keys() | self._tools.specs.keys()),
+            tool_count=len(registered.keys() | self._tools.keys()),
             offset=head,
             log_epoch=log.id.epoch,
         )

@@ -226,7 +226,11 @@ def _methods(
 ) -> Methods:
     tools = bench.tools
     servicer = BridgeServicer(
-        committer, gate, tools, max_message_bytes=settings.limits.message_size
+        committer,
+        gate,
+        tools.specs,
+        tools.session_ended,
+        max_message_bytes=settings.limits.message_size,
     )
     mutations = {
         **servicer.mutations,

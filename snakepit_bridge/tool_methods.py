@@ -143,7 +143,7 @@ class Tools:
             raise ToolNotFound(request.tool_name, why=why)
         return await self._forwarded("ExecuteElixirTool", call)
 
-    def session_ended(self, session_id: str, *, force: bool) -> None:
+    def session_ended(self, session_id: str, force: bool) -> None:  # noqa: FBT001 - as called
         """Forget a session that was cleaned up; with ``force`` leave its calls, too."""
         self._announced.pop(session_id, None)
         if force:

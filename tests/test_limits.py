@@ -347,6 +347,9 @@ CHOSEN: list[tuple[str, str, dict[str, Any]]] = [
     ("max_session_watches", "11", {"session_watches": 11}),
     ("max_connection_watches", "12", {"connection_watches": 12}),
     ("watch_max_lifetime", "90m", {"watch_lifetime": 5_400.0}),
+    ("max_tool_calls", "13", {"tool_calls": 13}),
+    ("max_workers", "14", {"tool_threads": 14}),
+    ("tool_processes", "15", {"tool_processes": 15}),
 ]
 
 
@@ -366,6 +369,9 @@ def test_without_flags_the_limits_are_those_of_the_wire_contract() -> None:
             session_watches=5_000,
             connection_watches=5_000,
             watch_lifetime=3_600,
+            tool_calls=1_000,
+            tool_threads=16,
+            tool_processes=2,
         )
         == DEFAULTS
     )

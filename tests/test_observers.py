@@ -866,6 +866,7 @@ async def test_a_change_is_all_that_is_known_of_it(session: SessionContext) -> N
         changed_at=registered.changed_at,
         correlation_id="c",
         traceparent=trace,
+        tool_call_id="",
     )
     assert (changed.kind, changed.old, changed.new, changed.version, changed.offset) == (
         "value_change",
