@@ -113,7 +113,7 @@ def decider(limits: Limits = DEFAULTS) -> Callable[[SessionState, str, Command, 
             _refuse_epoch(setting, command)
         if state.calls and (closed := close_foreign(setting)):
             return Decision(closed, AGAIN)
-        if envelope.origin.tool_call_id and state.live:
+        if envelope.origin.tool_call_id and (state.live or isinstance(command, _BEGINNING)):
             check_call(state, envelope.origin)
         try:
             if envelope.request_id:

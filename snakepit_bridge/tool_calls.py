@@ -73,6 +73,8 @@ class Calls:
         self.record = record
         self.running: dict[str, Call] = {}
         """By call id."""
+        self.stopping: BridgeError | None = None
+        """Why no call is run any more."""
         self._number = 0
         self._unwritten: set[asyncio.Task[None]] = set()
 
@@ -80,6 +82,11 @@ class Calls:
         """An id that no other call has, of this bridge or another."""
         self._number += 1
         return f"{self.services.committer.instance}-{self._number:x}"
+
+    def stop(self, why: BridgeError) -> list[Call]:
+        """Leave all calls, those that come as well; gives those that run."""
+        self.stopping = why
+        return self.leave(why)
 
     def leave(self, why: BridgeError, session_id: str = "") -> list[Call]:
         """Leave the calls of a session, or all; gives them."""
@@ -117,8 +124,8 @@ class Calls:
             else:
                 return
 
-    def stop(self) -> None:
-        """Give up what could not be written."""
+    def give_up(self) -> None:
+        """Try no longer to write what could not be written."""
         for task in self._unwritten:
             task.cancel()
 
@@ -211,6 +218,9 @@ class Call:
     async def go_on(self) -> ToolAnswer:
         """Run what was started."""
         running, call_id = self._calls.running, self._state.call_id
+        if (stopping := self._calls.stopping) is not None:
+            self._abandon("interrupted", stopping.message)
+            raise stopping
         self.task = asyncio.current_task()
         running[call_id] = self
         self._tell("python.call.start", count=1, system_time=time.time_ns())
@@ -315,7 +325,12 @@ class Call:
         if start.cancelled() or start.exception() is not None or start.result().answer.duplicate:
             return
         self._state.epoch = start.result().log_epoch
-        self._abandon("cancelled", "its client was gone before it ran")
+        self.close_unless_run()
+
+    def close_unless_run(self) -> None:
+        """Close a call that was started and left before it ran."""
+        if self.task is None and not self._state.over:
+            self._abandon("cancelled", "its client was gone before it ran")
 
     def _is_late(self) -> bool:
         spent = (time.monotonic_ns() - self._began) / 1e9

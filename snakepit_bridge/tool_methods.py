@@ -154,7 +154,7 @@ class Tools:
         """Leave all calls, have the log told, and stop what runs for them."""
         for task in self._background:
             task.cancel()
-        left = self._calls.leave(
+        left = self._calls.stop(
             Unavailable("the bridge stopped while the tool ran: ask another one")
         )
         tasks = [call.task for call in left if call.task is not None]
@@ -163,7 +163,7 @@ class Tools:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait(tasks)
         await self._calls.flush()
-        self._calls.stop()
+        self._calls.give_up()
         await self._calls.runner.close()
 
     async def _read(self, call: wire.Call) -> ToolRequest:
@@ -231,7 +231,7 @@ class Tools:
         outcome = await one.start()
         if not outcome.answer.duplicate:
             shared = self._shared[key] = _Shared(self._services.loop.create_task(one.go_on()))
-            shared.task.add_done_callback(lambda task: self._ended(key, task))
+            shared.task.add_done_callback(lambda task: self._ended(key, one, task))
             return await shared.wait()
         if outcome.answer.finished is not None:
             return _remembered(outcome.answer.finished, outcome.log_epoch, about.request_id)
@@ -245,9 +245,11 @@ class Tools:
             )
         return (await running.wait())._replace(duplicate=True)
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[ToolAnswer]) -> None:
+    def _ended(self, key: tuple[str, str], one: Call, task: asyncio.Task[ToolAnswer]) -> None:
         del self._shared[key]
-        if not task.cancelled():
+        if task.cancelled():
+            one.close_unless_run()  # a task that is cancelled at once runs nothing at all
+        else:
             task.exception()  # whoever waited was told
 
     async def _forwarded(self, method: str, call: wire.Call) -> bytes:
