@@ -50,10 +50,10 @@ from snakepit_bridge.wire_bytes import LARGE
 
 __all__ = [
     "BridgeServicer",
+    "Ending",
     "Mutate",
     "Mutation",
     "Query",
-    "WhenEnded",
 ]
 
 REMEMBERED_VARIABLES = 4_096
@@ -82,8 +82,8 @@ class Mutation(NamedTuple):
         return self.write(outcome)
 
 
-WhenEnded = Callable[[str, bool], None]
-"""Takes the session's id, and whether running tools are to be cancelled."""
+Ending = Callable[[str], Callable[[bool], None]]
+"""Takes a session's id; gives what to call when it has ended, with whether that was by force."""
 
 Query = Callable[[bytes], Awaitable[bytes]]
 Mutate = Callable[[Call], Awaitable[bytes]]
@@ -97,18 +97,18 @@ class BridgeServicer:
         committer: Committer,
         gate: Gate,
         tools: Mapping[str, bytes],
-        when_ended: WhenEnded,
+        ending: Ending,
         *,
         max_message_bytes: int,
     ) -> None:
         """Make the methods.
 
         :param tools: serialized ``ToolSpec`` messages of the tools that run here, by name.
-        :param when_ended: called when a client ended a session.
+        :param ending: called when a client is about to end a session.
         """
         self._committer = committer
         self._tools = tools
-        self._when_ended = when_ended
+        self._ending = ending
         self._gate = gate
         self._max_message_bytes = max_message_bytes
         self._historians = ThreadPoolExecutor(HISTORIANS, "history")
@@ -168,9 +168,10 @@ class BridgeServicer:
         return wire.initialized(outcome, variables, {**registered, **self._tools})
 
     async def cleanup_session(self, call: Call) -> bytes:
-        raw = await self._end(call)
         request = wire.parse(pb.CleanupSessionRequest, call.raw)
-        self._when_ended(request.session_id, request.force)
+        ended = self._ending(request.session_id)
+        raw = await self._end(call)
+        ended(request.force)
         return raw
 
     async def ping(self, raw: bytes) -> bytes:

@@ -194,7 +194,7 @@ def _decide_unborn(setting: Setting, command: Command) -> Decision:
     if isinstance(command, CleanupSession):
         return Decision((), Answer(0))
     if isinstance(command, FinishTool):
-        return Decision((), Answer(state.head))  # the session's end has closed the call
+        return Decision((), Answer(0))  # the session's end has closed the call
     if not isinstance(command, _BEGINNING):
         raise SessionNotFound(session_id)
     if command.envelope.log_epoch:

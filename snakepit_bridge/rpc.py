@@ -134,8 +134,9 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
             with door:
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
-                call = Call(raw, context.invocation_metadata() or (), context.time_remaining)
-                return await method(call)
+                return await method(
+                    Call(raw, context.invocation_metadata() or (), context.time_remaining)
+                )
         except Exception as error:
             raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)
@@ -172,8 +173,8 @@ def _tool_stream(method: ToolStream, door: Door, max_size: int) -> Callable[[byt
                 await context.send_initial_metadata(())  # as above
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
-                call = Call(raw, context.invocation_metadata() or (), context.time_remaining)
-                await method(call, context.write)
+                headers = context.invocation_metadata() or ()
+                await method(Call(raw, headers, context.time_remaining), context.write)
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error  # as above
         except Exception as error:

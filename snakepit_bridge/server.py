@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -104,13 +105,21 @@ def run(settings: Settings) -> None:
     """
     stdout = claim_stdout()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        stuck = runner.run(serve(settings, stdout))
-    if stuck:
-        # At its end Python would wait for these threads.
-        logger.warning("%d tools still run in their threads, and end here", stuck)
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(0)
+        runner.run(serve(settings, stdout))
+        # From here on Python waits for tasks and threads that tools have left behind.
+        last = threading.Timer(LONGEST_END, _leave)
+        last.daemon = True
+        last.start()
+
+
+LONGEST_END = 0.25
+"""Seconds for that. All that matters has been written."""
+
+
+def _leave() -> None:
+    logger.warning("tools still run, and end here")
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
@@ -130,11 +139,10 @@ def _no_traceback_for_headers(record: logging.LogRecord) -> bool:
     return True
 
 
-async def serve(settings: Settings, stdout: TextIO) -> int:
+async def serve(settings: Settings, stdout: TextIO) -> None:
     """Serve on the running loop until SIGTERM or SIGINT; see ``run``.
 
     :param stdout: where readiness is announced.
-    :returns: how many threads a tool still keeps.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -171,7 +179,6 @@ async def serve(settings: Settings, stdout: TextIO) -> int:
         await asyncio.to_thread(upkeep.stop)
         await asyncio.to_thread(committer.close)
     logger.info("stopped")
-    return bench.runner.busy_threads
 
 
 class _Bench:
@@ -194,8 +201,8 @@ class _Bench:
         services = ToolServices(committer, self._dispatcher, self.elixir, loop)
         processes = Processes(limits.tool_processes, lambda: self._port, max_size=limits.value_size)
         threads = chosen.threads or limits.tool_threads
-        self.runner = Runner(loop, processes, threads=threads, max_size=limits.value_size)
-        calls = Calls(services, self.runner, gate, self.telemetry, record=chosen.record)
+        runner = Runner(loop, processes, threads=threads, max_size=limits.value_size)
+        calls = Calls(services, runner, gate, self.telemetry, record=chosen.record)
         self.tools = Tools(toolbox, calls, max_calls=limits.tool_calls)
 
     def start(self, port: int, on_lost: Callable[[], None]) -> None:
@@ -229,7 +236,7 @@ def _methods(
         committer,
         gate,
         tools.specs,
-        tools.session_ended,
+        tools.ending,
         max_message_bytes=settings.limits.message_size,
     )
     mutations = {

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import threading
-from typing import TextIO
+from typing import Any, TextIO
 
 __all__ = ["claim_stdout"]
 
@@ -33,9 +33,20 @@ def claim_stdout() -> TextIO:
 class _Lines(io.TextIOBase):
     """What is printed, line by line; each thread has a line of its own."""
 
+    encoding = "utf-8"
+    errors = "replace"
+
     def __init__(self) -> None:
         super().__init__()
         self._begun = threading.local()
+        self.buffer = _Bytes(self)
+
+    def flush(self) -> None:
+        """Log what was printed without an end of its line: somebody wants it seen."""
+        begun = getattr(self._begun, "text", "")
+        if begun:
+            self._begun.text = ""
+            self._log(begun)
 
     def writable(self) -> bool:
         return True
@@ -51,6 +62,29 @@ class _Lines(io.TextIOBase):
             rest = rest[LONGEST_LINE:]
         self._begun.text = rest
         for line in lines:
-            if line.strip():  # at a level that is shown wherever anything is
-                logger.warning("printed: %s", line)
+            self._log(line)
         return len(text)
+
+    def _log(self, line: str) -> None:
+        if line.strip():  # at a level that is shown wherever anything is
+            logger.warning("printed: %s", line)
+
+
+class _Bytes(io.RawIOBase):
+    """The same for those who write bytes."""
+
+    def __init__(self, lines: _Lines) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:  # noqa: ANN401 - any buffer
+        data = bytes(content)
+        self._lines.write(data.decode("utf-8", "replace"))
+        return len(data)
+
+    def flush(self) -> None:
+        if not self.closed:
+            self._lines.flush()

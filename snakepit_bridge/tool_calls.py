@@ -22,7 +22,6 @@ from snakepit_bridge.commands import FinishTool, StartTool, ToolArgument, ToolRu
 from snakepit_bridge.errors import (
     BridgeError,
     DeadlineExceeded,
-    EpochMismatch,
     Unavailable,
     quote,
 )
@@ -33,7 +32,9 @@ from snakepit_bridge.telemetry.stream import TelemetryStream
 from snakepit_bridge.tool_session import CallState, ToolServices, ToolSession
 from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
 from snakepit_bridge.tools.chunks import Chunk
+from snakepit_bridge.tools.context import ToolCancelled
 from snakepit_bridge.tools.definition import ToolDefinition
+from snakepit_bridge.tools.failures import Failure
 from snakepit_bridge.tools.pipe import Pipe
 from snakepit_bridge.tools.processes import Job
 from snakepit_bridge.tools.runner import Invocation, Result, Runner, Send
@@ -48,6 +49,9 @@ RECORDINGS = ("full", "digest", "off")
 CLOSE_TO_DEADLINE = 0.05
 """Seconds before its deadline in which a call that is cancelled counts as late: gRPC cancels what
 its client no longer waits for."""
+
+FOREVER = 10 * 365 * 86_400.0
+"""Seconds from which a deadline is none: gRPC's own reach to centuries."""
 
 RETRY = 1.0
 """Seconds until an end that could not be written is tried again."""
@@ -86,18 +90,15 @@ class Calls:
     def stop(self, why: BridgeError) -> list[Call]:
         """Leave all calls, those that come as well; gives those that run."""
         self.stopping = why
-        return self.leave(why)
-
-    def leave(self, why: BridgeError, session_id: str = "") -> list[Call]:
-        """Leave the calls of a session, or all; gives them."""
-        left = [
-            call
-            for call in self.running.values()
-            if not session_id or call.request.envelope.session_id == session_id
-        ]
-        for call in left:
+        running = list(self.running.values())
+        for call in running:
             call.leave(why)
-        return left
+        return running
+
+    def of_session(self, session_id: str) -> list[Call]:
+        """The calls of a session that run."""
+        running = self.running.values()
+        return [call for call in running if call.request.envelope.session_id == session_id]
 
     def submit(self, command: StartTool | FinishTool) -> asyncio.Future[Any]:
         return self.gate.submit(_Task(command))
@@ -117,8 +118,6 @@ class Calls:
             await asyncio.sleep(RETRY)
             try:
                 await self.submit(command)
-            except EpochMismatch:
-                return  # the session ended, and with it the call
             except BridgeError as error:
                 logger.debug("the end of call %s waits: %s", command.call_id, error.message)
             else:
@@ -169,28 +168,25 @@ class Call:
         self._state = CallState(
             calls.next_id(), request.tool, request.envelope.origin, self._hand_over
         )
-        limits = [limit for limit in (remaining, definition.timeout) if limit is not None]
-        self._limit = min(limits) if limits else None
+        limit = min(remaining or FOREVER, definition.timeout or FOREVER)
+        self._limit = limit if limit < FOREVER else None
         self._began = time.monotonic_ns()
         self._session: ToolSession | None = None
         self._start: asyncio.Future[Outcome] | None = None
         self.task: asyncio.Task[Any] | None = None
         self._left: BridgeError | None = None
         """Why the bridge itself left it."""
+        self.late = False
+        """Whether those who waited were left no time; else they are gone."""
 
     async def run(self) -> ToolAnswer:
         """Start it, run it, and give its answer; the start is not waited for if need not be."""
         calls, about = self._calls, self.request.envelope
         log = calls.services.committer.loaded(about.session_id)
-        if (
-            log is None
-            or not log.committed.live
-            or about.origin.tool_call_id
-            or (about.log_epoch and about.log_epoch != log.id.epoch)
-        ):
+        # Where the start may well be refused, it is waited for before the tool runs.
+        if log is None or not log.committed.live or about.log_epoch or about.origin.tool_call_id:
             await self.start()
         else:
-            self._state.epoch = log.id.epoch
             self._start = calls.submit(self._start_command())
             self._start.add_done_callback(_looked_at)
             if self._definition.adapter is not None or self._definition.context_parameter:
@@ -205,7 +201,6 @@ class Call:
         except asyncio.CancelledError:
             self._start.add_done_callback(self._never_ran)
             raise
-        self._state.epoch = outcome.log_epoch
         self._state.handed_over = True
         return outcome
 
@@ -217,12 +212,12 @@ class Call:
 
     async def go_on(self) -> ToolAnswer:
         """Run what was started."""
-        running, call_id = self._calls.running, self._state.call_id
-        if (stopping := self._calls.stopping) is not None:
-            self._abandon("interrupted", stopping.message)
-            raise stopping
+        calls = self._calls
+        if calls.stopping is not None:
+            self._abandon("interrupted", calls.stopping.message)
+            raise calls.stopping
         self.task = asyncio.current_task()
-        running[call_id] = self
+        calls.running[self._state.call_id] = self
         self._tell("python.call.start", count=1, system_time=time.time_ns())
         self._tell("tool.execution.start", count=1, system_time=time.time_ns())
         try:
@@ -236,13 +231,47 @@ class Call:
             raise self._left from None
         finally:
             self._state.over = True
-            del running[call_id]
+            self._state.hand_over = _nothing  # else this and that would hold each other
+            del calls.running[self._state.call_id]
             if self._session is not None:
                 self._session.forget_observers()
 
     async def _result(self) -> Result:
+        """Wait for the tool, as long as anybody waits for this."""
+        work = self._calls.runner.run(self._invocation())
+        try:
+            await asyncio.wait((work,), timeout=self._limit)
+        except asyncio.CancelledError:
+            work.cancel()
+            if self._left is not None:
+                stopped = isinstance(self._left, Unavailable)
+                self._abandon("interrupted" if stopped else "cancelled", self._left.message)
+            elif self.late or self._is_late():
+                self._abandon("timeout", "its client's time was over")
+            else:
+                self._abandon("cancelled", "its client was gone")
+            raise
+        if not work.done():
+            work.cancel()
+            self._abandon("timeout", "it took too long")
+            raise DeadlineExceeded(
+                f"tool {quote(self.request.tool)} took longer than the {self._limit:.3g} s that it "
+                "had"
+            )
+        if work.cancelled():
+            return Result(failure=Failure("CancelledError", "the tool cancelled itself", ""))
+        error = work.exception()
+        if isinstance(error, _ClientGone):
+            self._abandon("cancelled", "its client was gone")  # who takes no chunk
+            raise asyncio.CancelledError from error
+        if error is not None:
+            self._abandon("error", str(error))
+            raise error
+        return work.result()
+
+    def _invocation(self) -> Invocation:
         definition, request = self._definition, self.request
-        invocation = Invocation(
+        return Invocation(
             definition,
             request.tool,
             self._arguments,
@@ -252,32 +281,6 @@ class Call:
             self._pipe,
             _is_true(request.envelope.metadata.get("thread_sensitive", "")),
         )
-        scope = asyncio.timeout(self._limit)
-        try:
-            async with scope:
-                return await self._calls.runner.run(invocation)
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            self._abandon("timeout", "it took too long")
-            raise DeadlineExceeded(
-                f"tool {quote(request.tool)} took longer than the {self._limit:.3g} s that it had"
-            ) from None
-        except asyncio.CancelledError:
-            if self._left is not None:
-                stopped = isinstance(self._left, Unavailable)
-                self._abandon("interrupted" if stopped else "cancelled", self._left.message)
-            elif self._is_late():
-                self._abandon("timeout", "its client's time was over")
-            else:
-                self._abandon("cancelled", "its client was gone")
-            raise
-        except BridgeError as error:
-            self._abandon("error", error.message)
-            raise
-        except BaseException:
-            self._abandon("cancelled", "its client was gone")  # who takes no chunk
-            raise
 
     async def _finish(self, result: Result) -> ToolAnswer:
         failure = result.failure
@@ -285,12 +288,8 @@ class Call:
         error = ("", "", "") if failure is None else tuple(failure)
         command = self._finish_command("ok" if failure is None else "error", error, result.value)
         command = command._replace(duration_nanos=duration)
-        offset = 0
         try:
             outcome: Outcome = await asyncio.shield(self._calls.submit(command))
-            offset = outcome.answer.offset
-        except EpochMismatch:
-            logger.debug("the session of call %s ended before it", command.call_id)
         except BridgeError:
             self._calls.finish_later(command)
             raise
@@ -298,9 +297,8 @@ class Call:
         if start is not None and (refused := start.exception()) is not None:
             raise refused
         self._tell_end(result, duration)
-        return ToolAnswer(
-            command.call_id, result.value, failure, duration, offset, self._state.epoch
-        )
+        offset, epoch = outcome.answer.offset, outcome.log_epoch
+        return ToolAnswer(command.call_id, result.value, failure, duration, offset, epoch)
 
     def _abandon(self, outcome: str, why: str) -> None:
         """Have the log told that nobody waits any more; nobody waits for that, either."""
@@ -324,7 +322,6 @@ class Call:
         """Close a call whose client went before its start was written."""
         if start.cancelled() or start.exception() is not None or start.result().answer.duplicate:
             return
-        self._state.epoch = start.result().log_epoch
         self.close_unless_run()
 
     def close_unless_run(self) -> None:
@@ -337,9 +334,13 @@ class Call:
         return self._limit is not None and spent > self._limit - CLOSE_TO_DEADLINE
 
     async def _counted(self, chunk: Chunk) -> None:
+        if self._send is None or self._state.over:
+            raise ToolCancelled("nobody reads this stream any more")
         self._chunks += 1
-        if self._send is not None:
+        try:
             await self._send(chunk)
+        except Exception as error:
+            raise _ClientGone from error
 
     def _its_session(self) -> ToolSession:
         if self._session is None:
@@ -388,11 +389,9 @@ class Call:
         self, outcome: str, error: tuple[str, ...], value: Value | None
     ) -> FinishTool:
         state, record = self._state, self._calls.record
-        about = Envelope(
-            self.request.envelope.session_id,
-            log_epoch=state.epoch,
-            origin=state.source._replace(tool_call_id=""),
-        )
+        # Of whichever log is the newest: if that does not have the call, it is closed already.
+        origin = state.source._replace(tool_call_id="")
+        about = Envelope(self.request.envelope.session_id, origin=origin)
         kept = value if record == "full" else None
         digest = value.digest if value is not None and record == "digest" else b""
         kind, message, trace = error
@@ -406,7 +405,7 @@ class Call:
         return Job(
             state.call_id,
             request.envelope.session_id,
-            state.epoch,
+            "",  # what comes from a call that is not open is refused in any case
             request.tool,
             self._definition.source,
             tuple(request.parameters),
@@ -440,6 +439,14 @@ class Call:
             about = {"tool": self.request.tool, "session_id": self.request.envelope.session_id}
             correlation_id = self._state.origin.correlation_id
             telemetry.emit(event, measurements, about, correlation_id)
+
+
+class _ClientGone(Exception):
+    """A chunk could not be sent."""
+
+
+def _nothing() -> None:
+    """What is left to do before a call's end is known."""
 
 
 def _looked_at(start: asyncio.Future[Outcome]) -> None:

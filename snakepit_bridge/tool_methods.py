@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import count
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import tool_wire, wire
 from snakepit_bridge.errors import (
     Cancelled,
+    DeadlineExceeded,
     FailedPrecondition,
     InvalidRequest,
     ResourceExhausted,
@@ -26,13 +28,12 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.events.codec import is_absent
 from snakepit_bridge.events.model import Transaction
-from snakepit_bridge.tool_calls import Call, Calls
+from snakepit_bridge.tool_calls import CLOSE_TO_DEADLINE, Call, Calls
 from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
 from snakepit_bridge.tools.adapters import Toolbox
 from snakepit_bridge.tools.chunks import Chunk
 from snakepit_bridge.tools.definition import Kind, ToolDefinition
 from snakepit_bridge.tools.failures import Failure
-from snakepit_bridge.tools.runner import Send
 from snakepit_bridge.wire_bytes import LARGE
 
 __all__ = ["ToolStream", "Tools"]
@@ -52,20 +53,38 @@ _STREAMS = (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
 class _Shared:
     """A call that may have several callers: it goes on as long as one of them waits."""
 
-    __slots__ = ("task", "waiting")
+    __slots__ = ("call", "task", "waiting")
 
-    def __init__(self, task: asyncio.Task[ToolAnswer]) -> None:
+    def __init__(self, call: Call, task: asyncio.Task[ToolAnswer]) -> None:
+        self.call = call
         self.task = task
         self.waiting = 0
 
-    async def wait(self) -> ToolAnswer:
+    async def wait(self, remaining: float | None) -> ToolAnswer:
+        """Wait for its end.
+
+        :param remaining: seconds until this caller stops waiting; ``None`` = never.
+        """
+        loop = asyncio.get_running_loop()
+        end = math.inf if remaining is None else loop.time() + remaining
         self.waiting += 1
         try:
-            return await asyncio.shield(self.task)
+            async with asyncio.timeout_at(None if end > FURTHEST else end):
+                return await asyncio.shield(self.task)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"tool {quote(self.call.request.tool)} took longer than the {remaining:.3g} s that "
+                "were left"
+            ) from None
         finally:
             self.waiting -= 1
             if not self.waiting:
+                self.call.late = loop.time() > end - CLOSE_TO_DEADLINE
                 self.task.cancel()
+
+
+FURTHEST = 1e10
+"""What a loop's clock never shows: a deadline beyond it is none."""
 
 
 class Tools:
@@ -80,6 +99,7 @@ class Tools:
         self._calls = calls
         self._services = calls.services
         self._max_calls = max_calls
+        self._inside = 0
         self._shared: dict[tuple[str, str], _Shared] = {}
         """By session and request id."""
         self._announced: dict[str, None] = {}
@@ -97,24 +117,31 @@ class Tools:
         return list(self._announced)
 
     async def execute_tool(self, call: wire.Call) -> bytes:
-        request = await self._read(call)
-        definition = self._definition(request, streaming=False)
-        one = self._call(definition, request, call, None)
-        answer = await (one.run() if not request.envelope.request_id else self._once(one))
+        with self._place():
+            definition, request = await self._read(call, streaming=False)
+            if request.envelope.request_id:
+                # Each caller has a deadline of its own, the call itself has none.
+                one = Call(self._calls, definition, request, None, None)
+                answer = await self._once(one, call.remaining())
+            else:
+                answer = await Call(self._calls, definition, request, call.remaining(), None).run()
         value = answer.value
         if value is not None and len(value.any) + len(value.binary) > LARGE:
             return await asyncio.to_thread(tool_wire.executed, answer, request)
         return tool_wire.executed(answer, request)
 
     async def execute_streaming_tool(self, call: wire.Call, send: SendBytes) -> None:
-        request = await self._read(call)
-        definition = self._definition(request, streaming=True)
+        with self._place():
+            await self._stream(call, send)
+
+    async def _stream(self, call: wire.Call, send: SendBytes) -> None:
+        definition, request = await self._read(call, streaming=True)
         numbers = count(1)
 
         async def send_chunk(chunk: Chunk) -> None:
             await send(tool_wire.chunk(request.tool, next(numbers), *chunk))
 
-        one = self._call(definition, request, call, send_chunk)
+        one = Call(self._calls, definition, request, call.remaining(), send_chunk)
         if request.envelope.request_id:
             outcome = await one.start()
             if outcome.answer.duplicate:
@@ -143,12 +170,21 @@ class Tools:
             raise ToolNotFound(request.tool_name, why=why)
         return await self._forwarded("ExecuteElixirTool", call)
 
-    def session_ended(self, session_id: str, force: bool) -> None:  # noqa: FBT001 - as called
-        """Forget a session that was cleaned up; with ``force`` leave its calls, too."""
-        self._announced.pop(session_id, None)
-        if force:
-            why = Cancelled(f"session {quote(session_id)} was cleaned up by force")
-            self._calls.leave(why, session_id)
+    def ending(self, session_id: str) -> Callable[[bool], None]:
+        """A client is about to end a session; gives what to call when that is done.
+
+        It takes whether the calls that ran before are to be left.
+        """
+        running = self._calls.of_session(session_id)
+
+        def ended(force: bool) -> None:  # noqa: FBT001 - the one thing that it is told
+            self._announced.pop(session_id, None)
+            if force:
+                why = Cancelled(f"session {quote(session_id)} was cleaned up by force")
+                for call in running:
+                    call.leave(why)
+
+        return ended
 
     async def stop(self) -> None:
         """Leave all calls, have the log told, and stop what runs for them."""
@@ -166,43 +202,55 @@ class Tools:
         self._calls.give_up()
         await self._calls.runner.close()
 
-    async def _read(self, call: wire.Call) -> ToolRequest:
-        size = len(call.raw)
-        if size <= LARGE:
-            return tool_wire.read_tool_request(call)
-        gate = self._calls.gate
-        gate.claim(size)
-        try:
-            return await asyncio.to_thread(tool_wire.read_tool_request, call)
-        finally:
-            gate.release(size)
-
-    def _definition(self, request: ToolRequest, *, streaming: bool) -> ToolDefinition:
-        try:
-            definition = self._toolbox.find(request.tool)
-        except ToolNotFound:
-            log = self._services.committer.peek(request.envelope.session_id)
-            tool = log.committed.tools.get(request.tool) if log is not None else None
-            if tool is None:
-                raise
-            why = f"worker {quote(tool.worker_id)} registered it, and this bridge cannot run it"
-            raise ToolNotFound(request.tool, why=why) from None
-        if not streaming and definition.kind in _STREAMS:
-            raise InvalidRequest(
-                f"tool {quote(request.tool)} streams: call ExecuteStreamingTool", field="tool_name"
-            )
-        return definition
-
-    def _call(
-        self, definition: ToolDefinition, request: ToolRequest, call: wire.Call, send: Send | None
-    ) -> Call:
-        if len(self._calls.running) >= self._max_calls:
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._inside >= self._max_calls:
             raise ResourceExhausted(
                 f"{self._max_calls} calls of tools run or wait here already: slow down and retry, "
                 "or start the bridge with a larger --max-tool-calls"
             )
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    async def _read(
+        self, call: wire.Call, *, streaming: bool
+    ) -> tuple[ToolDefinition, ToolRequest]:
+        def read() -> tuple[ToolDefinition, ToolRequest]:
+            asked = tool_wire.read_asked(call)
+            definition = self._definition(asked.session_id, asked.tool_name, streaming=streaming)
+            return definition, tool_wire.read_tool_request(call, asked, definition.sensitive)
+
+        size = len(call.raw)
+        if size <= LARGE:
+            definition, request = read()
+        else:
+            gate = self._calls.gate
+            gate.claim(size)
+            try:
+                definition, request = await asyncio.to_thread(read)
+            finally:
+                gate.release(size)
         self._announce(request.envelope.session_id)
-        return Call(self._calls, definition, request, call.remaining(), send)
+        return definition, request
+
+    def _definition(self, session_id: str, name: str, *, streaming: bool) -> ToolDefinition:
+        try:
+            definition = self._toolbox.find(name)
+        except ToolNotFound:
+            log = self._services.committer.peek(session_id)
+            tool = log.committed.tools.get(name) if log is not None else None
+            if tool is None:
+                raise
+            why = f"worker {quote(tool.worker_id)} registered it, and this bridge cannot run it"
+            raise ToolNotFound(name, why=why) from None
+        if not streaming and definition.kind in _STREAMS:
+            raise InvalidRequest(
+                f"tool {quote(name)} streams: call ExecuteStreamingTool", field="tool_name"
+            )
+        return definition
 
     def _announce(self, session_id: str) -> None:
         """Tell Elixir of our tools, once a session, as Snakepit's own worker does."""
@@ -224,15 +272,16 @@ class Tools:
 
         task.add_done_callback(told)
 
-    async def _once(self, one: Call) -> ToolAnswer:
+    async def _once(self, one: Call, remaining: float | None) -> ToolAnswer:
         """Run a call whose request has an id, unless that has run."""
         about = one.request.envelope
         key = (about.session_id, about.request_id)
         outcome = await one.start()
         if not outcome.answer.duplicate:
-            shared = self._shared[key] = _Shared(self._services.loop.create_task(one.go_on()))
+            task = self._services.loop.create_task(one.go_on())
+            shared = self._shared[key] = _Shared(one, task)
             shared.task.add_done_callback(lambda task: self._ended(key, one, task))
-            return await shared.wait()
+            return await shared.wait(remaining)
         if outcome.answer.finished is not None:
             return _remembered(outcome.answer.finished, outcome.log_epoch, about.request_id)
         running = self._shared.get(key)
@@ -243,7 +292,7 @@ class Tools:
                 "twice for one id",
                 field="request_id",
             )
-        return (await running.wait())._replace(duplicate=True)
+        return (await running.wait(remaining))._replace(duplicate=True)
 
     def _ended(self, key: tuple[str, str], one: Call, task: asyncio.Task[ToolAnswer]) -> None:
         del self._shared[key]

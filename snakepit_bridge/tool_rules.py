@@ -115,7 +115,7 @@ def finish_tool(setting: Setting, command: FinishTool) -> Decision:
     state = setting.state
     call = state.calls.get(command.call_id)
     if call is None:
-        return Decision((), Answer(state.head))
+        return Decision((), Answer(0))
     event = _closed(call, command.outcome)
     body = event.tool_finished
     body.duration_nanos = command.duration_nanos

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from snakepit_bridge.elixir import Elixir
 from snakepit_bridge.events.committer import Committer
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.observers import Dispatcher, OnChange, OnError
 from snakepit_bridge.session_context import SessionContext
@@ -30,7 +31,7 @@ T = TypeVar("T")
 class CallState:
     """One call that runs, as its session and whoever records it see it."""
 
-    __slots__ = ("call_id", "epoch", "hand_over", "handed_over", "name", "origin", "over")
+    __slots__ = ("call_id", "hand_over", "handed_over", "name", "origin", "over")
 
     def __init__(
         self, call_id: str, name: str, origin: Origin, hand_over: Callable[[], None]
@@ -39,8 +40,6 @@ class CallState:
         self.name = name
         self.origin = origin
         """Of the request that started it."""
-        self.epoch = ""
-        """Of the log it runs in."""
         self.over = False
         """Whether it has ended, or nobody waits for it any more."""
         self.hand_over = hand_over
@@ -220,7 +219,15 @@ class ToolSession(SessionContext):
         origin = self._call.source
         if envelope.origin.correlation_id:
             origin = origin._replace(correlation_id=envelope.origin.correlation_id)
-        return envelope._replace(log_epoch=self._call.epoch, origin=origin)
+        return envelope._replace(origin=origin)
+
+    def _read(self, method: str, read: Callable[[LoadedLog], T]) -> T:
+        self.check_cancelled()
+        return super()._read(method, read)
+
+    async def _read_async(self, read: Callable[[LoadedLog], T]) -> T:
+        self.check_cancelled()
+        return await super()._read_async(read)
 
     def _queue(self, task: Any) -> Future[Any]:  # noqa: ANN401 - any task of the committer
         self.check_cancelled()

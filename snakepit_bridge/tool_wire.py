@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from snakepit_bridge import bridge_service_pb2 as pb
@@ -21,6 +21,7 @@ __all__ = [
     "chunk",
     "executed",
     "last_chunk",
+    "read_asked",
     "read_tool_request",
     "register_tools",
     "registered_tools",
@@ -45,9 +46,19 @@ class ToolRequest(NamedTuple):
     stream: bool
 
 
-def read_tool_request(call: Call) -> ToolRequest:
-    """:raises InvalidRequest: naming the parameter that cannot be read."""
-    request = parse(views.ExecuteToolRequestView, call.raw)
+def read_asked(call: Call) -> views.ExecuteToolRequestView:
+    """Parse a request for a tool; its values are not looked at."""
+    return parse(views.ExecuteToolRequestView, call.raw)
+
+
+def read_tool_request(
+    call: Call, request: views.ExecuteToolRequestView, sensitive: Collection[str]
+) -> ToolRequest:
+    """Read the arguments.
+
+    :param sensitive: those that no message quotes.
+    :raises InvalidRequest: naming the parameter that cannot be read.
+    """
     given = {entry.key: entry.value for entry in request.parameters}
     binaries = dict(request.binary_parameters) if request.binary_parameters else {}
     names = sorted(given.keys() | binaries.keys())
@@ -65,9 +76,10 @@ def read_tool_request(call: Call) -> ToolRequest:
             try:
                 arguments[name], value = read_argument(given[name], binary or b"")
             except InvalidValue as error:
+                why = "it cannot be read" if name in sensitive else error.message
                 raise InvalidValue(
-                    f"parameter {quote(name)}: {error.message}", field=f"parameters.{name}"
-                ) from error
+                    f"parameter {quote(name)}: {why}", field=f"parameters.{name}"
+                ) from (None if name in sensitive else error)
         else:
             arguments[name], value = binary, raw_value(binary or b"")
         values.append((name, value))

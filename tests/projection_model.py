@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -16,16 +16,20 @@ from snakepit_bridge.commands import (
     CleanupSession,
     Command,
     DeleteVariable,
+    FinishTool,
     Incoming,
     InitializeSession,
     LoadSession,
     PastValue,
+    RegisterTools,
     RegisterVariable,
     RollbackVariable,
     SetVariable,
     SetVariables,
     StartOptimization,
+    StartTool,
     StopOptimization,
+    ToolRun,
     WireValue,
 )
 from snakepit_bridge.errors import (
@@ -43,9 +47,10 @@ from snakepit_bridge.errors import (
     VersionConflict,
     VersionNotFound,
 )
+from snakepit_bridge.event_log_pb2 import ToolFinished
 from snakepit_bridge.events import requests
-from snakepit_bridge.events.model import Envelope, LogId
-from snakepit_bridge.events.projection import Lock, SessionState, VariableState
+from snakepit_bridge.events.model import Envelope, LogId, Transaction
+from snakepit_bridge.events.projection import Lock, RegisteredTool, SessionState, VariableState
 from snakepit_bridge.limits import Limits
 from tests.direct import integer, json_of
 
@@ -53,6 +58,14 @@ RANGE = '{"min": 0, "max": 9}'
 LARGEST = 10**20 - 1
 """The integer that takes as many bytes as a value may have."""
 LIMITS = Limits(value_size=len(integer(LARGEST).any), sessions=2, variables=3, optimization_ttl=60)
+CALLS = 3
+"""May be open at a time; the test sees to it that the bridge allows as few."""
+TOOLS = 3
+"""May be registered, as few."""
+SPEC = 4
+"""Bytes of a description."""
+FINISHED = "finished"
+"""The key under which the end of a call is remembered."""
 
 
 @dataclass
@@ -87,6 +100,59 @@ class Variable:
         }
 
 
+class Tool(NamedTuple):
+    """One that a worker elsewhere runs."""
+
+    id: str
+    spec: bytes
+    worker_id: str
+    offset: int
+
+
+class Call(NamedTuple):
+    """A call of a tool that is open."""
+
+    id: str
+    tool: str
+    offset: int
+    """Of its start."""
+    time: int
+    instance: str
+    request: tuple[str, str] | None
+    """Id and method."""
+
+
+class Started(NamedTuple):
+    """The event that opens a call."""
+
+    call_id: str
+    tool: str
+    arguments: tuple[tuple[str, bytes, bytes], ...]
+    """Of each that is recorded its name, and the digest of what is kept or of what is not."""
+    streaming: bool
+    deadline: int
+
+
+class Ended(NamedTuple):
+    """The event that closes one."""
+
+    call_id: str
+    outcome: str
+    started: int
+    """Offset of the event that opened it."""
+    kept: bytes = b""
+    """Digest of a result that is kept."""
+    digest: bytes = b""
+    """Of one that is not."""
+    duration: int = 0
+    error: tuple[str, str, str] = ("", "", "")
+    chunks: int = 0
+
+
+Fact = Started | Ended | tuple[str, tuple[tuple[str, str, bytes], ...]]
+"""An event of tools; of registered ones the worker, and of each id, name and description."""
+
+
 class Remembered(NamedTuple):
     fingerprint: object
     method: str
@@ -111,7 +177,14 @@ class Log:
     variables: dict[str, Variable] = field(default_factory=dict)
     deleted: dict[str, int] = field(default_factory=dict)
     used_names: set[str] = field(default_factory=set)
+    tools: dict[str, Tool] = field(default_factory=dict)
+    calls: dict[str, Call] = field(default_factory=dict)
+    """Those that are open, in the order of their starts."""
     requests: dict[tuple[str, str], Remembered] = field(default_factory=dict)
+    facts: dict[int, Fact] = field(default_factory=dict)
+    """Events of tools by their offsets."""
+    origins: dict[int, tuple[str, str]] = field(default_factory=dict)
+    """Of every event, by its offset: who did it, and in which call."""
     states: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What was shown after each transaction, by its last offset."""
 
@@ -136,6 +209,8 @@ class Log:
             "names": {v.name: v.id for v in self.variables.values()},
             "deleted": dict(self.deleted),
             "used_names": set(self.used_names),
+            "tools": dict(self.tools),
+            "calls": list(self.calls.values()),
             "requests": {
                 requests._key(*key): (known.method, known.first_offset)
                 for key, known in self.requests.items()
@@ -153,6 +228,10 @@ def shown(state: SessionState) -> dict[str, Any]:
         "names": state.names,
         "deleted": state.deleted,
         "used_names": state.used_names,
+        "tools": shown_tools(state.tools),
+        "calls": [
+            Call(*call[:5], call.request and call.request[:2]) for call in state.calls.values()
+        ],
         "requests": {
             key: (known.method, known.first_offset)
             for key, known in state.requests.entries().items()
@@ -176,6 +255,46 @@ def shown_variable(variable: VariableState) -> dict[str, Any]:
     }
 
 
+def shown_tools(tools: Mapping[str, RegisteredTool]) -> dict[str, Tool]:
+    return {name: Tool(tool.id, *tool[2:]) for name, tool in tools.items()}
+
+
+def shown_facts(transactions: Iterable[Transaction]) -> dict[int, Fact]:
+    """The events of tools in a real log."""
+    found: dict[int, Fact] = {}
+    for transaction in transactions:
+        for offset, (kind, body) in enumerate(transaction.facts, transaction.record.first_offset):
+            if kind == "tools_registered":
+                told = tuple((tool.id, tool.name, tool.spec) for tool in body.tools)
+                found[offset] = (body.worker_id, told)
+            elif kind == "tool_started":
+                given = tuple(
+                    (each.name, each.value_digest, each.digest) for each in body.arguments
+                )
+                found[offset] = Started(
+                    body.call_id, body.tool, given, body.streaming, body.deadline_unix_nanos
+                )
+            elif kind == "tool_finished":
+                found[offset] = shown_end(body)
+    return found
+
+
+def shown_end(body: ToolFinished) -> Ended:
+    message = body.error_message
+    if body.outcome == "interrupted":
+        message = message.rpartition(" ")[2]  # what died or ended
+    return Ended(
+        body.call_id,
+        body.outcome,
+        body.started_offset,
+        body.value_digest,
+        body.digest,
+        body.duration_nanos,
+        (body.error_type, message, body.error_traceback),
+        body.chunks,
+    )
+
+
 class Refusal(Exception):
     """The model refuses a command with this error."""
 
@@ -196,6 +315,10 @@ class Expected:
     versions: dict[str, int] = field(default_factory=dict)
     errors: set[str] = field(default_factory=set)
     variables: list[dict[str, Any]] | None = None
+    tools: dict[str, Tool] | None = None
+    tool_ids: dict[str, str] = field(default_factory=dict)
+    finished: Ended | None = None
+    """How the call ended that a repeated request asked for; this is compared."""
     refused: bool = False
     duplicate: bool = False
 
@@ -208,12 +331,17 @@ class Model:
         self.logs: dict[LogId, Log] = {}
         self.now = 0
         """What the clock says."""
+        self.instance = ""
+        """The bridge that runs now."""
+        self.closed: list[Call] = []
+        """Every call that has ended, of any session."""
         self.keys: list[str] = [""]
         """Every key to a lock that was ever given out."""
         self._epochs = itertools.count(1)
         self._fingerprint: object = None
         self._before = 0
         """Head before the command's own events."""
+        self._origin = ("", "")
 
     def expect(self, command: Command) -> Expected | type[BridgeError]:
         """Do what the command says, and say how it is answered."""
@@ -225,14 +353,25 @@ class Model:
     def _decide(self, command: Command) -> Expected:
         envelope = command.envelope
         log = self.newest.get(envelope.session_id) or Log()
-        starts = isinstance(command, InitializeSession | RegisterVariable)
+        self._origin = (envelope.origin.source, envelope.origin.tool_call_id)
+        starts = isinstance(command, BEGINNING)
         if envelope.log_epoch not in ("", log.epoch) and (log.head or starts):
             raise Refusal(EpochMismatch)
+        self._close_all(log, "died", [c for c in log.calls.values() if c.instance != self.instance])
+        if envelope.origin.tool_call_id and (log.live or starts):
+            asking = log.calls.get(envelope.origin.tool_call_id)
+            if asking is None or envelope.origin.source != f"tool:{asking.tool}":
+                raise Refusal(FailedPrecondition)
         self._fingerprint = fingerprint_of(command)
         known = log.requests.get((envelope.request_id, "")) if envelope.request_id else None
         if known is not None:
             if known.fingerprint != self._fingerprint:
                 raise Refusal(RequestIdReused)
+            if isinstance(command, StartTool):
+                # Never a second call: told how it ended, or that it runs.
+                known = log.requests.get((envelope.request_id, FINISHED), known)
+                if known.answer is None or known.answer.finished is None:
+                    return Expected(known.first_offset, log.epoch, duplicate=True)
             if known.answer is not None:
                 if known.first_offset <= log.base and not isinstance(command, SetVariable):
                     raise Refusal(OffsetOutOfRange)  # its answer would be read from the log
@@ -263,8 +402,10 @@ class Model:
             log = self._begin(log, command)
             if isinstance(command, CleanupSession):
                 return Expected(0, None, number=0)
+            if isinstance(command, FinishTool):
+                return Expected(0, log.epoch)
             if isinstance(command, LoadSession):
-                return Expected(log.head, None)
+                return Expected(log.head, log.epoch)
         before = self._before = log.head
         answer = _DECIDERS[type(command)](self, log, command)
         if log.head > self._before and not (
@@ -273,7 +414,7 @@ class Model:
             if envelope.request_id:
                 log.requests[envelope.request_id, ""] = Remembered(
                     self._fingerprint,
-                    type(command).__name__,
+                    method_of(command),
                     self._before + 1,
                     0,
                     copy.deepcopy(answer),
@@ -285,9 +426,9 @@ class Model:
         return answer
 
     def _begin(self, ended: Log, command: Command) -> Log:
-        if isinstance(command, CleanupSession | LoadSession):
+        if isinstance(command, CleanupSession | LoadSession | FinishTool):
             return ended
-        if not isinstance(command, InitializeSession | RegisterVariable):
+        if not isinstance(command, BEGINNING):
             raise Refusal(SessionNotFound)
         if command.envelope.log_epoch:
             raise Refusal(FailedPrecondition)
@@ -295,13 +436,18 @@ class Model:
             raise Refusal(ResourceExhausted)
         if isinstance(command, RegisterVariable):
             self._check_registration(Log(), command)
+        if isinstance(command, RegisterTools):
+            check_tools(Log(), command)
         return Log(f"epoch-{next(self._epochs)}")
 
     def _committed(self, log: Log) -> None:
         log.states[log.head] = copy.deepcopy(log.shown())
 
-    def _append(self, log: Log, events: int = 1) -> None:
-        log.head += events
+    def _append(self, log: Log, events: int = 1, *, own: bool = False) -> None:
+        """:param own: it is the bridge's own doing, which met a command."""
+        for _ in range(events):
+            log.head += 1
+            log.origins[log.head] = ("bridge", "") if own else self._origin
         log.time = max(log.time, self.now)
 
     def _release(self, log: Log, variables: Sequence[Variable], envelope: Envelope) -> None:
@@ -317,7 +463,7 @@ class Model:
         if stale:
             for variable in stale:
                 variable.lock = None
-            self._append(log, len(stale))
+            self._append(log, len(stale), own=True)
             self._committed(log)
             self._before = log.head
 
@@ -356,15 +502,16 @@ class Model:
             self._append(log)
             log.metadata = dict(command.metadata)
         shown = [variable.shown() for variable in log.variables.values()]
-        return Expected(log.head, log.epoch, variables=shown)
+        return Expected(log.head, log.epoch, variables=shown, tools=dict(log.tools))
 
     def _load(self, log: Log, _command: LoadSession) -> Expected:
         return Expected(log.head, log.epoch)
 
     def _clean_up(self, log: Log, command: CleanupSession) -> Expected:
+        self._close_all(log, "ended", list(log.calls.values()))
         self._append(log)
         log.ended = command.reason
-        return Expected(log.head, log.epoch, number=1 + len(log.variables))
+        return Expected(log.head, log.epoch, number=1 + len(log.variables) + len(log.tools))
 
     def _check_registration(self, log: Log, command: RegisterVariable) -> None:
         name = command.name
@@ -490,6 +637,70 @@ class Model:
         self._change(log, variable, value, command.envelope)
         return Expected(log.head, log.epoch, variable=variable.shown())
 
+    def _register_tools(self, log: Log, command: RegisterTools) -> Expected:
+        check_tools(log, command)
+        self._append(log, 1 if log.head else 2)
+        told = [(f"tool_{name}_{log.head}", name, spec) for name, spec in command.tools]
+        log.facts[log.head] = (command.worker_id, tuple(told))
+        for id_, name, spec in told:
+            log.tools[name] = Tool(id_, spec, command.worker_id, log.head)
+        return Expected(log.head, log.epoch, tool_ids={name: id_ for id_, name, _ in told})
+
+    def _start_tool(self, log: Log, command: StartTool) -> Expected:
+        if len(log.calls) >= CALLS:
+            raise Refusal(ResourceExhausted)
+        self._append(log, 1 if log.head else 2)
+        call_id, deadline = command.run
+        request_id = command.envelope.request_id
+        request = (request_id, method_of(command)) if request_id else None
+        log.calls[call_id] = Call(call_id, command.tool, log.head, log.time, self.instance, request)
+        given = tuple(
+            (name, digest, b"") if value else (name, b"", digest)
+            for name, digest, value, recorded in command.arguments
+            if recorded
+        )
+        log.facts[log.head] = Started(call_id, command.tool, given, command.streaming, deadline)
+        return Expected(log.head, log.epoch)
+
+    def _finish_tool(self, log: Log, command: FinishTool) -> Expected:
+        call = log.calls.get(command.call_id)
+        if call is None:
+            return Expected(0, log.epoch)
+        value = command.value
+        end = Ended(
+            call.id,
+            command.outcome,
+            call.offset,
+            value.digest if value else b"",
+            b"" if value else command.digest,
+            command.duration_nanos,
+            command.error,
+            command.chunks,
+        )
+        self._close(log, call, end)
+        return Expected(log.head, log.epoch)
+
+    def _close(self, log: Log, call: Call, end: Ended, *, own: bool = False) -> None:
+        self._append(log, own=own)
+        del log.calls[call.id]
+        self.closed.append(call)
+        log.facts[log.head] = end
+        if call.request:
+            id_, method = call.request
+            answer = Expected(log.head, log.epoch, finished=end)
+            log.requests[id_, FINISHED] = Remembered(None, method, log.head, 0, answer)
+
+    def _close_all(self, log: Log, why: str, calls: Sequence[Call]) -> None:
+        """Nobody will end these, so the bridge does, each in a transaction of its own."""
+        for call in calls:
+            end = Ended(call.id, "interrupted", call.offset, error=("", why, ""))
+            self._close(log, call, end, own=True)
+            self._committed(log)
+        self._before = log.head
+
+
+BEGINNING = InitializeSession | RegisterVariable | RegisterTools | StartTool
+"""Commands that begin a session."""
 
 _DECIDERS: dict[type, Callable[[Model, Log, Any], Expected]] = {
     InitializeSession: Model._initialize,
@@ -502,12 +713,28 @@ _DECIDERS: dict[type, Callable[[Model, Log, Any], Expected]] = {
     RollbackVariable: Model._roll_back,
     StartOptimization: Model._start,
     StopOptimization: Model._stop,
+    RegisterTools: Model._register_tools,
+    StartTool: Model._start_tool,
+    FinishTool: Model._finish_tool,
 }
 
 
+def method_of(command: Command) -> str:
+    """The RPC; a tool has two."""
+    if isinstance(command, StartTool):
+        return "ExecuteStreamingTool" if command.streaming else "ExecuteTool"
+    return type(command).__name__
+
+
 def fingerprint_of(command: Command) -> object:
-    """What makes two requests the same: all but what was looked up, and the metadata."""
-    asked = [part for part in command[1:] if not isinstance(part, PastValue | BridgeError)]
+    """What makes two requests the same: all but what the bridge adds, and the metadata."""
+    asked: list[object] = [
+        part for part in command[1:] if not isinstance(part, PastValue | BridgeError | ToolRun)
+    ]
+    if isinstance(command, StartTool):
+        # What of the arguments is kept is for the bridge to say.
+        given = [(name, digest) for name, digest, _, _ in command.arguments]
+        asked = [command.tool, given, command.streaming]
     return type(command), asked, command.envelope.metadata, command.envelope.optimization_id
 
 
@@ -516,6 +743,20 @@ def check_version(variable: Variable, expected: int) -> None:
         raise Refusal(InvalidRequest)
     if expected not in (0, variable.version):
         raise Refusal(VersionConflict)
+
+
+def check_tools(log: Log, command: RegisterTools) -> None:
+    names: set[str] = set()
+    for name, spec in command.tools:
+        if not name or name in names:
+            raise Refusal(InvalidRequest)
+        if len(spec) > SPEC:
+            raise Refusal(ResourceExhausted)
+        names.add(name)
+    if not names:
+        raise Refusal(InvalidRequest)
+    if len(names | log.tools.keys()) > TOOLS:
+        raise Refusal(ResourceExhausted)
 
 
 def value_of(value: Incoming) -> int:

@@ -2,25 +2,31 @@
 
 Hypothesis draws any sequence of commands for three sessions, of which two may live: several
 at a time or one by one, with request ids (new, retried, misused), versions, epochs and keys
-to locks that fit or do not. In between the clock moves, snapshots are taken, logs are cut at
-them and leave memory, and the bridge is started anew. ``projection_model`` says what each
-command is answered and what becomes of the session. Then
+to locks that fit or do not, from outside or from calls of tools that are open or over. In
+between the clock moves, snapshots are taken, logs are cut at them and leave memory, and the
+bridge is started anew, with calls open. ``projection_model`` says what each command is answered
+and what becomes of the session. Then
 
 * every answer is the model's,
 * the state that is decided on, the one that is read, the one that is loaded, the fold of
   the log and the model are the same,
-* a command that is refused leaves the log untouched (but for a stale lock that it met),
-* the state after each transaction is what there was then, folded and by snapshots.
+* a command that is refused leaves the log untouched (but for a stale lock that it met, and
+  for calls of a bridge that died),
+* the log has the events of tools that the model has, and every event its origin: so a call is
+  closed once, and a request id starts one,
+* the state after each transaction is what there was then, folded and by snapshots: those that
+  were taken, and one at every offset.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,41 +37,65 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from snakepit_bridge import tool_rules
 from snakepit_bridge.commands import (
     CleanupSession,
     Command,
     DeleteVariable,
+    FinishTool,
     InitializeSession,
     LoadSession,
     PastValue,
+    RegisterTools,
     RegisterVariable,
     RollbackVariable,
     SetVariable,
     SetVariables,
     StartOptimization,
+    StartTool,
     StopOptimization,
+    ToolArgument,
+    ToolRun,
     WireValue,
 )
 from snakepit_bridge.errors import BridgeError, SessionNotFound
 from snakepit_bridge.events.log import EventLog
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, LogId, Origin
+from snakepit_bridge.events.model import (
+    INLINE_LIMIT,
+    Envelope,
+    LogHead,
+    LogId,
+    Origin,
+    Transaction,
+    Value,
+    make_value,
+)
 from snakepit_bridge.events.projection import SessionState, apply
-from snakepit_bridge.events.reading import fold, load, state_at
+from snakepit_bridge.events.reading import complete, fold, load, replay, state_at
+from snakepit_bridge.events.snapshot import copied, open_snapshot, seal_snapshot
 from snakepit_bridge.events.sqlite import SqliteLog
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.sessions import past_value
-from tests.direct import Direct, Result, folded, integer, readable, whole
+from tests.direct import Direct, Result, integer, readable, whole
 from tests.projection_model import (
+    CALLS,
     LARGEST,
     LIMITS,
     RANGE,
+    SPEC,
+    TOOLS,
+    Ended,
     Expected,
     Log,
     Model,
     Refusal,
+    Started,
     Variable,
     shown,
+    shown_end,
+    shown_facts,
+    shown_tools,
     shown_variable,
 )
 
@@ -80,6 +110,8 @@ class How(NamedTuple):
     metadata: dict[str, str]
     key: str
     """To the lock of the variable."""
+    call: str
+    """Of a tool, from which it comes."""
     together: bool
     """In one batch with the next command."""
 
@@ -96,7 +128,24 @@ EPOCHS = st.sampled_from(["", "", "", "", "", "current", "current", "past", "wro
 METADATA = st.sampled_from([{}, {}, {"k": "1"}, {"k": "2", "source": "python"}])
 TOGETHER = st.booleans()
 KEYS = st.sampled_from(["", "held", "held", "past"])
-HOW = st.builds(How, SESSIONS, st.booleans(), EPOCHS, METADATA, KEYS, TOGETHER)
+CALLERS = st.sampled_from(["", "", "", "", "", "open", "open", "open", "closed", "another's"])
+HOW = st.builds(How, SESSIONS, st.booleans(), EPOCHS, METADATA, KEYS, CALLERS, TOGETHER)
+# Of tools: values that lie in the record, and beside it under their digests.
+RESULTS = st.sampled_from(
+    [
+        make_value(integer(1).any),
+        make_value(integer(2).any),
+        make_value(b"a" * (INLINE_LIMIT + 1)),
+        make_value(integer(3).any, b"b" * INLINE_LIMIT),
+    ]
+)
+KEPT = st.sampled_from(["full", "full", "digest", "off"])
+ARGUMENTS = st.lists(st.tuples(st.sampled_from(["p", "q"]), RESULTS, KEPT), max_size=2)
+SPECS = st.sampled_from([b"", b"1", b"22", b"x" * SPEC, b"x" * (SPEC + 1)])
+ANNOUNCED = st.lists(
+    st.tuples(st.sampled_from(["t", "t", "u", "v", "w", ""]), SPECS), min_size=0, max_size=3
+)
+ERRORS = st.sampled_from([("", "", ""), ("ValueError", "no \N{SNAKE}", "line 1")])
 
 
 class Sessions(RuleBasedStateMachine):
@@ -115,9 +164,11 @@ class Sessions(RuleBasedStateMachine):
         self.direct = self.open()
 
     def open(self) -> Direct:
-        return Direct(
+        direct = Direct(
             self.engine(), LIMITS, clock=lambda: self.now, epochs=lambda: next(self._epochs)
         )
+        self.model.instance = direct.committer.instance
+        return direct
 
     def engine(self) -> EventLog:
         raise NotImplementedError
@@ -204,11 +255,80 @@ class Sessions(RuleBasedStateMachine):
         if really:
             self.send(CleanupSession(self.envelope(how), "cleanup"), how.together)
 
+    @rule(how=HOW, tools=ANNOUNCED, worker=st.sampled_from(["w1", "w2"]))
+    def register_tools(self, how: How, tools: list[tuple[str, bytes]], worker: str) -> None:
+        self.send(RegisterTools(self.envelope(how), tools, worker), how.together)
+
+    @rule(
+        how=HOW,
+        tool=st.sampled_from(["t", "t", "u"]),
+        arguments=ARGUMENTS,
+        streaming=st.booleans(),
+        deadline=st.sampled_from([0, 10**18]),
+    )
+    def start_tool(
+        self,
+        how: How,
+        tool: str,
+        arguments: list[tuple[str, Value, str]],
+        streaming: bool,
+        deadline: int,
+    ) -> None:
+        given = [
+            ToolArgument(name, value.digest, value if kept == "full" else None, kept != "off")
+            for name, value, kept in arguments
+        ]
+        run = ToolRun(self.call_id(), deadline)
+        self.send(StartTool(self.envelope(how), tool, given, streaming, run), how.together)
+
+    @rule(
+        how=HOW,
+        which=st.integers(0, 3),
+        outcome=st.sampled_from(["ok", "ok", "error", "cancelled", "timeout"]),
+        result=st.tuples(st.one_of(st.none(), RESULTS), KEPT),
+        error=ERRORS,
+    )
+    def finish_tool(
+        self,
+        how: How,
+        which: int,
+        outcome: str,
+        result: tuple[Value | None, str],
+        error: tuple[str, str, str],
+    ) -> None:
+        """One of those that are open, or one that has ended."""
+        log = self.model.newest.get(how.session) or Log()
+        calls = [*log.calls.values(), *self.model.closed[-1:]]
+        if calls:
+            call = calls[which % len(calls)]
+            origin = Origin(f"tool:{call.tool}")
+            envelope = self.envelope(how._replace(named=False, call="", metadata={}))
+            value, kept = result
+            digest = value.digest if value and kept == "digest" else b""
+            value = value if kept == "full" else None
+            command = FinishTool(
+                envelope._replace(origin=origin), call.id, outcome, 5, value, digest, error, which
+            )
+            self.send(command, how.together)
+
     @precondition(lambda self: self.named)
     @rule(which=st.integers(0, 9), together=TOGETHER)
     def retry(self, which: int, together: bool) -> None:
         """Exactly as it was sent."""
-        command = self.named[-1 - which % len(self.named)]
+        self.send_again(self.named[-1 - which % len(self.named)], together)
+
+    @precondition(lambda self: self.starts())
+    @rule(which=st.integers(0, 9), together=TOGETHER)
+    def call_again(self, which: int, together: bool) -> None:
+        """While it runs, after it ended, or after it was interrupted."""
+        self.send_again(self.starts()[which % len(self.starts())], together)
+
+    def starts(self) -> list[StartTool]:
+        return [command for command in self.named[-20:] if isinstance(command, StartTool)][::-1]
+
+    def send_again(self, command: Command, together: bool) -> None:
+        if isinstance(command, StartTool):
+            command = command._replace(run=ToolRun(self.call_id(), 0))  # as the bridge does
         if isinstance(command, RollbackVariable):
             session = command.envelope.session_id
             past = self.past(session, command.identifier, command.target_version)
@@ -222,6 +342,20 @@ class Sessions(RuleBasedStateMachine):
         used = self.named[-1 - which % len(self.named)].envelope
         envelope = Envelope(used.session_id, used.request_id, metadata={"mis": "used"})
         self.send(SetVariable(envelope, "x", value), together)
+
+    @precondition(lambda self: self.starts())
+    @rule(which=st.integers(0, 9), what=st.integers(0, 3), value=RESULTS, together=TOGETHER)
+    def call_another(self, which: int, what: int, value: Value, together: bool) -> None:
+        """Under the id of one that was called."""
+        used = self.starts()[which % len(self.starts())]
+        argument = ToolArgument("p", value.digest, value)
+        others = [
+            used._replace(tool="another"),
+            used._replace(streaming=not used.streaming),
+            used._replace(arguments=[*used.arguments, argument]),
+            used._replace(envelope=used.envelope._replace(metadata={"mis": "used"})),
+        ]
+        self.send(others[what]._replace(run=ToolRun(self.call_id(), 0)), together)
 
     @rule(session=SESSIONS, together=TOGETHER)
     def load(self, session: str, together: bool) -> None:
@@ -244,14 +378,20 @@ class Sessions(RuleBasedStateMachine):
     @rule(session=SESSIONS)
     def evict(self, session: str) -> None:
         self.flush()
-        self.direct.evict(session)
+        loaded = self.direct.committer.peek(session)
+        if loaded is None or not self.model.newest[session].calls:
+            self.direct.evict(session)
+        else:
+            loaded.touched = False
+            self.direct.perform(self.direct.committer.evict, [loaded])
+            assert self.direct.committer.peek(session) is loaded  # a tool may go on with it
 
     @precondition(lambda self: self.model.newest)
     @rule(which=st.integers(0, 9))
     def snapshot(self, which: int) -> None:
         self.flush()
         session = [*self.model.newest][which % len(self.model.newest)]
-        self.direct.ask(LoadSession(Envelope(session)))
+        self.send(LoadSession(Envelope(session)), together=False)
         self.direct.snapshot(session)
         self.compare_states(session)
 
@@ -273,6 +413,28 @@ class Sessions(RuleBasedStateMachine):
         return [(id_, at) for id_ in logs for at in self.direct.engine.snapshot_offsets(id_)]
 
     # What seldom comes together by itself.
+
+    @precondition(lambda self: any(log.calls for log in self.model.newest.values()))
+    @rule(with_snapshot=st.booleans(), how=HOW, what=st.integers(0, 4))
+    def die(self, with_snapshot: bool, how: How, what: int) -> None:
+        """With calls open, which what comes first in the next bridge closes."""
+        self.flush()
+        found = [name for name, log in self.model.newest.items() if log.calls]
+        how = how._replace(session=found[what % len(found)])
+        if with_snapshot and self.direct.committer.peek(how.session):
+            self.direct.snapshot(how.session)
+        call = [*self.model.newest[how.session].calls.values()][-1]
+        by_it = self.envelope(how._replace(call="open", epoch="current"), "x")
+        self.restart()
+        envelope = self.envelope(how)
+        commands: list[Command] = [
+            SetVariable(envelope, "x", integer(1)),
+            SetVariable(by_it, "x", integer(1)),
+            FinishTool(Envelope(how.session), call.id, "ok", 5),
+            CleanupSession(envelope, "cleanup"),
+            StartTool(envelope, "t", (), False, ToolRun(self.call_id(), 0)),
+        ]
+        self.send(commands[what], how.together)
 
     @precondition(lambda self: self.variables(lambda variable: variable.lock))
     @rule(which=st.integers(0, 9), how=HOW, value=VALUES, what=st.integers(0, 3))
@@ -348,19 +510,27 @@ class Sessions(RuleBasedStateMachine):
             "current": newest.epoch if newest else "",
             "past": past[0] if past else "",
         }
+        origin = Origin(how.metadata.get("source", "elixir"))
+        calls = [*newest.calls.values()] if newest and how.call != "closed" else self.model.closed
+        if how.call and calls:
+            tool = "another" if how.call == "another's" else calls[-1].tool
+            origin = Origin(f"tool:{tool}", tool_call_id=calls[-1].id)
         return Envelope(
             session,
             f"request {next(self._ids)}" if how.named else "",
             epochs[how.epoch],
-            Origin(how.metadata.get("source", "elixir")),
+            origin,
             how.metadata,
             self.key(how, identifier) if identifier else "",
         )
 
+    def call_id(self) -> str:
+        return f"call {next(self._ids)}"
+
     def past(self, session: str, identifier: str, target: int) -> PastValue | BridgeError:
         """As the servicer looks it up: in what is committed."""
         self.flush()
-        self.direct.ask(LoadSession(Envelope(session)))
+        self.send(LoadSession(Envelope(session)), together=False)
         log = self.direct.committer.loaded(session)
         try:
             if log is None or not log.committed.live:
@@ -403,10 +573,16 @@ class Sessions(RuleBasedStateMachine):
         loaded = self.direct.loaded(session)
         assert loaded.id == head.log
         assert shown(loaded.working) == log.shown()
-        assert readable(loaded.committed) == readable(loaded.working)
-        assert whole(load(engine, head)[0]) == whole(loaded.working)
+        working = whole(loaded.working)
+        assert readable(loaded.committed).items() <= working.items()
+        assert whole(load(engine, head)[0]) == working
+        transactions = list(fold(engine, head.log, head.base, head.base_digest))
+        compare_events(transactions, log)
         if not log.base:
-            assert whole(folded(engine, head.log)) == whole(loaded.working)
+            state = SessionState()
+            for transaction in transactions:
+                apply(state, transaction)
+            assert whole(state) == working
 
     def teardown(self) -> None:
         try:
@@ -417,10 +593,50 @@ class Sessions(RuleBasedStateMachine):
             self.direct.close()
 
 
+def compare_events(transactions: Iterable[Transaction], log: Log) -> None:
+    """What is kept of tools, and where everything came from."""
+    transactions = list(transactions)
+    assert shown_facts(transactions) == {
+        offset: fact for offset, fact in log.facts.items() if offset > log.base
+    }
+    origins = {}
+    for transaction in transactions:
+        record = transaction.record
+        for offset in range(record.first_offset, transaction.last_offset + 1):
+            origins[offset] = (record.source, record.tool_call_id)
+    assert origins == {o: origin for o, origin in log.origins.items() if o > log.base}
+
+
+def compare_calls(transactions: Iterable[Transaction]) -> None:
+    """The life of every call in a log that is whole, told without the model."""
+    started: dict[str, tuple[int, str]] = {}
+    closed: set[str] = set()
+    requests: set[str] = set()
+    for transaction in transactions:
+        record = transaction.record
+        for offset, fact in shown_facts([transaction]).items():
+            if isinstance(fact, Started):
+                assert fact.call_id not in started
+                started[fact.call_id] = (offset, record.request.id)
+                assert record.request.id not in requests, "a request started a second call"
+                requests |= {record.request.id} - {""}
+            elif isinstance(fact, Ended):
+                assert fact.call_id not in closed, "a call was closed twice"
+                assert (fact.started, record.request.id) == started[fact.call_id]
+                closed.add(fact.call_id)
+        if record.tool_call_id:
+            assert record.tool_call_id in started.keys() - closed
+        if transaction.facts[-1][0] == "session_ended":
+            assert closed == started.keys()
+
+
 def compare_log(engine: EventLog, id_: LogId, log: Log) -> None:
     """The state after every transaction that is kept."""
     head = engine.head(id_)
     assert head is not None
+    if not log.base:
+        compare_calls(fold(engine, id_))
+        compare_snapshots(engine, head)
     state = SessionState()
     if log.base:
         state = state_at(engine, id_, log.base)
@@ -438,6 +654,20 @@ def compare_log(engine: EventLog, id_: LogId, log: Log) -> None:
     assert ends == sorted(end for end in log.states if end > log.base)
 
 
+def compare_snapshots(engine: EventLog, head: LogHead) -> None:
+    """At whichever transaction one is taken, it and what follows are the whole log."""
+    states = [SessionState()]
+    for transaction in fold(engine, head.log):
+        apply(states[-1], transaction)
+        states.append(copied(states[-1]))
+    expected = whole(states.pop())
+    for then in states:
+        state = open_snapshot(seal_snapshot(then))
+        replay(engine, head.log, state)
+        complete(state, engine.large_values)
+        assert whole(state) == expected
+
+
 def without_requests(state: dict[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in state.items() if name != "requests"}
 
@@ -453,6 +683,8 @@ def compare(command: Command, expected: Expected | type[BridgeError], result: Re
     assert answer.refused == expected.refused, command
     assert answer.versions == expected.versions, command
     assert set(answer.errors) == expected.errors, command
+    assert answer.tool_ids == expected.tool_ids, command
+    compare_end(answer.finished, expected.finished)
     if expected.epoch is not None:
         assert result.log_epoch == expected.epoch, command
     if expected.number is not None:
@@ -462,8 +694,22 @@ def compare(command: Command, expected: Expected | type[BridgeError], result: Re
     if expected.variable is not None:
         assert result.variable is not None, command
         assert shown_variable(result.variable) == expected.variable, command
+    if expected.tools is not None:
+        assert shown_tools(result.tools) == expected.tools, command
     if expected.variables is not None:
         assert [shown_variable(v) for v in result.variables] == expected.variables, command
+
+
+def compare_end(found: Transaction | None, expected: Ended | None) -> None:
+    """How a call ended, and with the bytes of its result."""
+    if found is None or expected is None:
+        assert (found, expected) == (None, None)
+        return
+    ((kind, body),) = found.facts
+    assert (kind, shown_end(body)) == ("tool_finished", expected)
+    assert [make_value(*value[:2]).digest for value in found.values] == (
+        [expected.kept] if expected.kept else []
+    )
 
 
 class InMemory(Sessions):
@@ -494,6 +740,14 @@ BOUNDS = settings(
     # To explain a failure takes longer than to find it.
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
 )
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few that there are too many now and then."""
+    monkeypatch.setattr(tool_rules, "MAX_OPEN_CALLS", CALLS)
+    monkeypatch.setattr(tool_rules, "MAX_TOOLS", TOOLS)
+    monkeypatch.setattr(tool_rules, "MAX_SPEC", SPEC)
 
 
 def test_any_sequence_of_commands() -> None:

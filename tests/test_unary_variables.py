@@ -550,7 +550,8 @@ async def small() -> AsyncIterator[Callable[..., Awaitable[bytes]]]:
     committer = Committer(MemoryLog(), decider(), recall)
     committer.start()
     gate = Gate(committer, asyncio.get_running_loop(), 1 << 30)
-    servicer = BridgeServicer(committer, gate, {}, lambda *_: None, max_message_bytes=5_000)
+    ending = lambda _: lambda _: None  # noqa: E731
+    servicer = BridgeServicer(committer, gate, {}, ending, max_message_bytes=5_000)
 
     async def call(method: str, **fields: Any) -> bytes:  # noqa: ANN401
         request = GetMessageClass(METHODS[method].input_type)(session_id="s", **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -120,16 +121,23 @@ def _parts(item: object) -> Iterator[tuple[str, object]]:
             yield str(index), part
 
 
+def _is_text(part: object) -> bool:
+    """Whether it is a str that has UTF-8: lone surrogates have none."""
+    return type(part) is str and not _SURROGATE.search(part)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _metadata(metadata: object) -> Mapping[str, str]:
     if metadata is None:
         return {}
     if isinstance(metadata, Mapping):
-        if all(type(key) is str and type(value) is str for key, value in metadata.items()):
-            return dict(metadata)
+        items = list(metadata.items())
+        if all(_is_text(key) and _is_text(value) for key, value in items):
+            return dict(items)
         wrong = next(
-            f"{key!r}: {value!r}"
-            for key, value in metadata.items()
-            if not (type(key) is str and type(value) is str)
+            f"{key!r}: {value!r}" for key, value in items if not (_is_text(key) and _is_text(value))
         )
         given = f"one with {quote(wrong)}"
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import NamedTuple
 
@@ -57,10 +57,29 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException) -> Failure:
     """Describe what a tool raised; whatever that is, this raises nothing."""
     return Failure(
-        shortened(type(error).__name__, MAX_MESSAGE),
-        shortened(_message(error), MAX_MESSAGE),
-        shortened(_traceback(error), MAX_TRACEBACK),
+        _words(lambda: type(error).__name__, "Exception", MAX_MESSAGE),
+        _words(lambda: str(error), "no message: its __str__ raised", MAX_MESSAGE),
+        _words(lambda: _traceback(error), "no traceback: writing it raised", MAX_TRACEBACK),
     )
+
+
+def _words(text: Callable[[], str], instead: str, limit: int) -> str:
+    try:
+        # A str of the tool's own class becomes a plain one.
+        return shortened(_plain(text()), limit)
+    except BaseException as second:  # noqa: BLE001 - __str__, __notes__ and so on are the tool's
+        return f"({instead} {_class_of(second)})"
+
+
+def _plain(text: str) -> str:
+    return str.encode(text, "utf-8", "backslashreplace").decode()
+
+
+def _class_of(error: BaseException) -> str:
+    try:
+        return _plain(type(error).__name__)
+    except BaseException:  # noqa: BLE001 - of a metaclass of the tool's
+        return "something"
 
 
 def shortened(text: str, limit: int) -> str:
@@ -88,18 +107,8 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _message(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception as second:  # noqa: BLE001 - __str__ is the tool's code and may raise anything
-        return f"(no message: its __str__ raised {type(second).__name__})"
-
-
 def _traceback(error: BaseException) -> str:
-    try:
-        lines = traceback.format_exception(type(error), error, _without_ours(error.__traceback__))
-    except Exception as second:  # noqa: BLE001 - as above: __cause__, __notes__, __repr__ of parts
-        return f"(no traceback: writing it raised {type(second).__name__})"
+    lines = traceback.format_exception(type(error), error, _without_ours(error.__traceback__))
     return "".join(lines)
 
 

@@ -7,9 +7,10 @@
     isolation  ─▶ a worker process                (``processes``)
 
 What a tool raises, ``SystemExit`` too, becomes a ``Failure`` where it is raised, so that it stops
-nothing but its call. Cancelling a call cancels what runs on the event loop and kills a worker
-process. A thread cannot be stopped: its call is left at once, it is told by ``ToolCancelled`` when
-it next uses its session or its stream, and it keeps its place in the pool until it ends.
+nothing but its call. Each call is a task of its own, so that whoever waits can leave at once.
+Cancelling it cancels what runs on the event loop and kills a worker process. A thread cannot be
+stopped: it is told by ``ToolCancelled`` when it next uses its session or its stream, and keeps its
+place in the pool until it ends, as does an async tool that will not be cancelled.
 
 Knows nothing of logs: who records what runs is ``tool_methods``.
 """
@@ -39,7 +40,7 @@ from snakepit_bridge.tools.failures import Failure, failure_of
 from snakepit_bridge.tools.pipe import Pipe
 from snakepit_bridge.tools.processes import Job, Processes, WorkerDied
 
-__all__ = ["Invocation", "Result", "Runner"]
+__all__ = ["Invocation", "Result", "ResultTooLarge", "Runner", "ToolExited"]
 
 logger = logging.getLogger(__name__)
 
@@ -101,41 +102,45 @@ class Runner:
         self._loop = loop
         self._processes = processes
         self._max_size = max_size
-        self._pool = ThreadPoolExecutor(threads, "tool")
-        self._one = ThreadPoolExecutor(1, "sensitive-tool")
+        self._pool = _Pool(threads, "tool")
+        self._one = _Pool(1, "sensitive-tool")
         self._turns: dict[object, asyncio.Lock] = {}
         """Of what runs one call at a time."""
         self._shared: dict[type, asyncio.Task[Caught]] = {}
         """The initialising of adapters whose one instance serves all calls."""
-        self.busy_threads = 0
-        """That run a tool, whether or not somebody still waits for it."""
+        self._running: set[asyncio.Task[Result]] = set()
+        """Whether or not somebody still waits for them."""
+        loop.set_task_factory(_contained)
 
-    async def run(self, invocation: Invocation) -> Result:
-        """Run a tool to its end; leaves at once when cancelled."""
+    def run(self, invocation: Invocation) -> asyncio.Task[Result]:
+        """Begin to run a tool."""
+        task = self._loop.create_task(self._run(invocation))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def _run(self, invocation: Invocation) -> Result:
         definition = invocation.definition
         if definition.isolation:
             return await self._isolated(invocation)
-        token = current.set(invocation.session)
+        current.set(invocation.session)
+        if definition.serial_key is None:
+            return await self._prepare(invocation, _Turn(None))
+        lock = self._turns.setdefault(definition.serial_key, asyncio.Lock())
+        await lock.acquire()
+        turn = _Turn(lock)
         try:
-            if definition.serial_key is None:
-                return await self._run(invocation, _Turn(None))
-            lock = self._turns.setdefault(definition.serial_key, asyncio.Lock())
-            await lock.acquire()
-            turn = _Turn(lock)
-            try:
-                return await self._run(invocation, turn)
-            finally:
-                turn.leave()
+            return await self._prepare(invocation, turn)
         finally:
-            current.reset(token)
+            turn.leave()
 
     async def close(self) -> None:
-        """Kill the worker processes; threads that still run a tool are not waited for."""
+        """Kill the worker processes; what else still runs is not waited for."""
         await self._processes.close()
         for task in self._shared.values():
             task.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._one.shutdown(wait=False, cancel_futures=True)
+        self._pool.threads.shutdown(wait=False)
+        self._one.threads.shutdown(wait=False)
 
     async def _isolated(self, invocation: Invocation) -> Result:
         send = invocation.send
@@ -152,7 +157,7 @@ class Runner:
             return Result(failure=Failure("WorkerDied", str(died), ""))
         return Result(done.value, done.failure)
 
-    async def _run(self, invocation: Invocation, turn: _Turn) -> Result:
+    async def _prepare(self, invocation: Invocation, turn: _Turn) -> Result:
         definition = invocation.definition
         adapter = definition.adapter
         arguments = invocation.arguments
@@ -253,13 +258,13 @@ class Runner:
             return result
         if invocation.pipe is None:
             return self._written(result)
-        _put(invocation.pipe, result)
+        self._put(invocation.pipe, result)
         return Result()
 
     async def _given(self, invocation: Invocation, result: object) -> Result:
         """Write the result of a tool that ran on the event loop."""
         if invocation.send is not None:
-            chunk, failure = _caught(partial(chunk_of, result))
+            chunk, failure = _caught(partial(self._chunk, result))
             if chunk is not None:
                 await invocation.send(chunk)
             return Result(failure=failure)
@@ -300,7 +305,7 @@ class Runner:
         def work() -> None:
             try:
                 for item in stream:
-                    _put(pipe, item)
+                    self._put(pipe, item)
             finally:
                 if inspect.isgenerator(stream):
                     stream.close()
@@ -312,7 +317,7 @@ class Runner:
         try:
             while True:
                 try:
-                    chunk = chunk_of(await anext(stream))
+                    chunk = self._chunk(await anext(stream))
                 except StopAsyncIteration:
                     return Result()
                 except asyncio.CancelledError as error:
@@ -325,6 +330,19 @@ class Runner:
                     await send(chunk)
         finally:
             await _closed(stream)
+
+    def _put(self, pipe: Pipe, item: object) -> None:
+        chunk = self._chunk(item)
+        if chunk is not None:
+            pipe.put(chunk)
+
+    def _chunk(self, item: object) -> Chunk | None:
+        chunk = chunk_of(item)
+        if chunk is not None and len(chunk.data) > self._max_size:
+            raise ResultTooLarge(
+                f"a chunk has {len(chunk.data)} bytes, more than the limit of {self._max_size}"
+            )
+        return chunk
 
     async def _in_thread(
         self,
@@ -341,12 +359,13 @@ class Runner:
         pipe = invocation.pipe if streaming else None
         sensitive = invocation.thread_sensitive or invocation.definition.thread_sensitive
         pool = self._one if sensitive else self._pool
+        # Nothing waits in the pool itself, where it would stay if its call is left.
+        await pool.free.acquire()
         answer: asyncio.Future[Caught] = self._loop.create_future()
         if pipe is not None:
             pipe.open()
-        future = pool.submit(contextvars.copy_context().run, _caught, work)
+        future = pool.threads.submit(contextvars.copy_context().run, _caught, work)
         turn.stay()
-        self.busy_threads += 1
 
         def ended(future: Future[Caught]) -> None:
             # The loop is gone where the bridge stops while the tool still runs.
@@ -354,12 +373,14 @@ class Runner:
                 self._loop.call_soon_threadsafe(arrived, future)
 
         def arrived(future: Future[Caught]) -> None:
-            self.busy_threads -= 1
+            pool.free.release()
             turn.leave()
             if pipe is not None:
                 pipe.end()
-            if not answer.done():
-                answer.set_result(future.result())
+            if answer.done():
+                return
+            error = future.exception()
+            answer.set_result((None, failure_of(error)) if error else future.result())
 
         future.add_done_callback(ended)
         try:
@@ -368,12 +389,21 @@ class Runner:
                     for chunk in chunks:
                         await invocation.send(chunk)
             return await answer
-        except BaseException:
-            future.cancel()  # in vain once it runs
-            raise
         finally:
             if pipe is not None:
                 pipe.close()
+
+
+class ResultTooLarge(Exception):
+    """A chunk is larger than results may be."""
+
+
+class _Pool:
+    """Threads, and how many of them are free."""
+
+    def __init__(self, threads: int, name: str) -> None:
+        self.threads = ThreadPoolExecutor(threads, name)
+        self.free = asyncio.Semaphore(threads)
 
 
 class _Turn:
@@ -412,6 +442,8 @@ async def _caught_awaiting(call: Callable[[], Awaitable[Any]]) -> Caught:
         if _is_cancelled():
             raise
         return None, failure_of(error)  # the tool's own doing
+    except ToolExited as error:
+        return None, failure_of(error.__cause__ or error)
     except BaseException as error:  # noqa: BLE001 - as above
         return None, failure_of(error)
 
@@ -421,16 +453,32 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _contained(
+    loop: asyncio.AbstractEventLoop,
+    work: Any,  # noqa: ANN401 - a coroutine, as typeshed writes it in a way of its own
+    **options: Any,  # noqa: ANN401 - for the task
+) -> asyncio.Task[Any]:
+    """Make a task; one that a tool starts cannot end the bridge by ``SystemExit``."""
+    if current.get() is not None:
+        work = _without_exit(work)
+    return asyncio.Task(work, loop=loop, **options)
+
+
+async def _without_exit(work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - as of the work
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ToolExited(f"a task of the tool raised {failure_of(error).type}") from error
+
+
+class ToolExited(Exception):
+    """A task that a tool started raised what would end the process."""
+
+
 def _give(instance: object, session: object) -> None:
     set_session_context = getattr(instance, "set_session_context", None)
     if set_session_context is not None:
         set_session_context(session)
-
-
-def _put(pipe: Pipe, item: object) -> None:
-    chunk = chunk_of(item)
-    if chunk is not None:
-        pipe.put(chunk)
 
 
 async def _closed(stream: object) -> None:
