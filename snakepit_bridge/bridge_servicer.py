@@ -38,6 +38,7 @@ from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.selection import name_filter
 from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.sessions import (
     LoadTask,
     find,
@@ -146,7 +147,7 @@ class BridgeServicer:
             size = len(call.raw)
             gate.claim(size)
             try:
-                command = await asyncio.to_thread(lambda: prepared(read(call)))
+                command = await off_loop(lambda: prepared(read(call)))
                 answer: bytes = await submit(Mutation(lambda _: command, write, call))
             finally:
                 gate.release(size)
@@ -211,7 +212,7 @@ class BridgeServicer:
             log = await self._live_log(request)
         variable, head = find(log, request.variable_identifier)
         if len(variable.value.any) + len(variable.value.binary) > LARGE:
-            return await asyncio.to_thread(wire.got_variable, variable, head, log.id.epoch)
+            return await off_loop(wire.got_variable, variable, head, log.id.epoch)
         response = views.GetVariableResponseView()
         response.variable = self._bytes_of(variable)
         response.offset = head
@@ -315,7 +316,7 @@ class BridgeServicer:
         log = await self._log(request.session_id)
         if log is None or not log.committed.live:
             raise SessionNotFound(request.session_id)
-        return await asyncio.to_thread(
+        return await off_loop(
             past_value,
             self._committer.engine,
             log,
@@ -348,7 +349,7 @@ class BridgeServicer:
         """Serialized variables; ``advice`` is what to do if they are too many for one answer."""
         if len(variables) <= INLINE_WORK:
             return self._encoded(variables, advice)
-        return await asyncio.to_thread(self._encoded, variables, advice)
+        return await off_loop(self._encoded, variables, advice)
 
     def _encoded(self, variables: Sequence[VariableState], advice: str) -> list[bytes]:
         encoded = []

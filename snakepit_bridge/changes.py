@@ -29,6 +29,7 @@ from snakepit_bridge.events.model import LogId
 from snakepit_bridge.events.ring import Committed
 from snakepit_bridge.events.selection import Selection
 from snakepit_bridge.observers import Dispatcher
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.sessions import earlier_log
 from snakepit_bridge.variable_views import EVENT_KINDS, Change, as_change
 
@@ -184,7 +185,7 @@ class Changes:
                 self._taken.extend(cursor.take(self._dispatcher.pages, _picked, AT_ONCE))
             except Behind:
                 read = self._dispatcher.pages.read
-                await asyncio.to_thread(read, cursor.log, cursor.position)
+                await off_loop(read, cursor.log, cursor.position)
         entry, index, last = self._taken.popleft()
         self._kept = bookmark_at(entry, index, last=last)
         return as_change(entry, index, cursor.log.id.epoch, last=last)
@@ -207,7 +208,7 @@ class Changes:
         epoch = self._start.log_epoch
         log = await self._find()
         if epoch and (log is None or epoch != log.id.epoch):
-            return await asyncio.to_thread(
+            return await off_loop(
                 earlier_log, self._committer.engine, LogId(self._session_id, epoch), log
             )
         if log is None or (log.committed.ended and not epoch):
@@ -219,7 +220,7 @@ class Changes:
         if after is None:
             with log.lock:
                 return Place(log.committed.head, log.committed.digest, inside=False)
-        return await asyncio.to_thread(find_place, self._committer.engine, log, after, check)
+        return await off_loop(find_place, self._committer.engine, log, after, check)
 
     async def _sleep(self, cursor: Cursor) -> None:
         """Wait for a commit, or for the end."""

@@ -83,6 +83,7 @@ from snakepit_bridge.tool_rules import (
     close_all,
     close_foreign,
     finish_tool,
+    open_call,
     register_tools,
     start_tool,
 )
@@ -140,12 +141,7 @@ def _decide_once(setting: Setting, command: Command) -> Decision:
     known = setting.state.requests.find(request_id)
     if known is not None:
         if (known.method, known.digest) != (method, digest):
-            raise RequestIdReused(
-                f"request_id {quote(request_id)} was used before for "
-                f"{'another ' if known.method == method else 'a '}{known.method}: "
-                "a retry repeats the same request, a new request needs a new id",
-                field="request_id",
-            )
+            raise RequestIdReused(request_id, known.method, method)
         if isinstance(command, SetVariable):
             # All of its answer is remembered, so nothing need be read.
             answer = Answer(known.first_offset, number=known.version, duplicate=True)
@@ -158,6 +154,11 @@ def _decide_once(setting: Setting, command: Command) -> Decision:
                 return Decision((), Answer(known.first_offset, duplicate=True))
             return Decision((), Recall(finished.first_offset))
         return Decision((), Recall(known.first_offset))
+    if isinstance(command, StartTool) and (running := open_call(setting.state, request_id)):
+        # Of so many requests since, its own was forgotten; it runs all the same.
+        if running.request != (request_id, method, digest):
+            raise RequestIdReused(request_id, method, method)
+        return Decision((), Answer(running.offset, duplicate=True))
     return _decide(setting, command)._replace(request=(method, digest))
 
 

@@ -123,7 +123,21 @@ class InvalidConstraints(InvalidRequest):
 
 
 class RequestIdReused(InvalidRequest):
+    """An id that was accepted for another request.
+
+    :param before: the method then.
+    :param now: the method now, which may be the same, with another payload.
+    """
+
     reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, request_id: str, before: str, now: str) -> None:
+        super().__init__(
+            f"request_id {quote(request_id)} was used before for "
+            f"{'another' if before == now else 'a'} {before}: "
+            "a retry repeats the same request, a new request needs a new id",
+            field="request_id",
+        )
 
 
 class NotFound(BridgeError):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -29,7 +29,7 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.tool_methods import ToolStream
 from snakepit_bridge.watching import Send, Stream
-from snakepit_bridge.wire import Call
+from snakepit_bridge.wire import Call, GrpcMetadata
 
 __all__ = ["SERVICE", "Conversation", "Door", "Methods", "fail", "handlers"]
 
@@ -46,18 +46,25 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Door:
-    """Counts the calls inside, and lets no more in once it is shut."""
+    """Counts the calls inside, and lets no more in once it is shut.
+
+    But for those of tools that still run: they get the grace as well.
+    """
 
     def __init__(self) -> None:
         self.inside = 0
         self.arrived = 0
         self.shut = False
+        self.is_tool: Callable[[GrpcMetadata], bool] = lambda _: False
 
-    def __enter__(self) -> None:
+    def __call__(self, context: Context) -> Self:
         """:raises Unavailable: the bridge is draining."""
         self.arrived += 1
-        if self.shut:
+        if self.shut and not self.is_tool(context.invocation_metadata() or ()):
             raise Unavailable("the bridge is shutting down: retry with another one")
+        return self
+
+    def __enter__(self) -> None:
         self.inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -116,7 +123,7 @@ _HANDLERS: dict[tuple[bool, bool], Callable[..., grpc.RpcMethodHandler[Any, Any]
 def _query(method: Query, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
-            with door:
+            with door(context):
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
                 return await method(raw)
@@ -131,12 +138,13 @@ def _query(method: Query, door: Door, max_size: int) -> Callable[[bytes, Context
 def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> bytes:
         try:
-            with door:
+            with door(context):
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
-                return await method(
-                    Call(raw, context.invocation_metadata() or (), context.time_remaining)
-                )
+                headers = context.invocation_metadata() or ()
+                answer = method(Call(raw, headers, context.time_remaining))
+                raw = b""  # it may be long, and a tool may run for hours
+                return await answer
         except Exception as error:
             raw = b""  # the frame outlives the call, by the error that ends it
             await fail(context, error)
@@ -148,7 +156,7 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
 def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> None:
         try:
-            with door:
+            with door(context):
                 # An Elixir client waits for these before it goes on.
                 await context.send_initial_metadata(())
                 if len(raw) > max_size:
@@ -169,7 +177,7 @@ def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Conte
 def _tool_stream(method: ToolStream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> None:
         try:
-            with door:
+            with door(context):
                 await context.send_initial_metadata(())  # as above
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
@@ -196,7 +204,7 @@ def _conversation(
                 yield raw
 
         try:
-            with door:
+            with door(context):
                 await context.send_initial_metadata(())  # as above
                 await method(read(), context.peer(), context.write)
         except grpc.aio.BaseError as error:

@@ -38,6 +38,7 @@ from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.heartbeats import HeartbeatConfig, Heartbeats
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.observers import Dispatcher
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.rpc import SERVICE, Door, Methods, handlers
 from snakepit_bridge.slots import open_slot
 from snakepit_bridge.stdout import claim_stdout
@@ -158,6 +159,7 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
     try:
         gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
         bench = _Bench(settings, committer, gate, toolbox)
+        door.is_tool = bench.tools.is_running
         watches = Watches(committer, gate, loop, limits)
         methods = handlers(
             _methods(settings, committer, gate, bench, watches), door, limits.message_size
@@ -176,8 +178,8 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
         finally:
             await _drain(server, door, watches, bench, settings.grace)
     finally:
-        await asyncio.to_thread(upkeep.stop)
-        await asyncio.to_thread(committer.close)
+        await off_loop(upkeep.stop)
+        await off_loop(committer.close)
     logger.info("stopped")
 
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from snakepit_bridge.commands import FinishTool, StartTool, ToolArgument, ToolRun
 from snakepit_bridge.errors import (
     BridgeError,
+    Cancelled,
     DeadlineExceeded,
     Unavailable,
     quote,
@@ -52,6 +53,9 @@ its client no longer waits for."""
 
 FOREVER = 10 * 365 * 86_400.0
 """Seconds from which a deadline is none: gRPC's own reach to centuries."""
+
+MAX_UNWRITTEN = 1_000
+"""Ends of calls that wait until the log takes them; their results stay in memory."""
 
 RETRY = 1.0
 """Seconds until an end that could not be written is tried again."""
@@ -108,7 +112,13 @@ class Calls:
         self.gate.flush()
 
     def finish_later(self, command: FinishTool) -> None:
-        """Write the end of a call whose log does not take it now."""
+        """Write the end of a call whose log does not take it now.
+
+        Beyond so many it is left to the next start of the bridge, as ``interrupted``.
+        """
+        if len(self._unwritten) >= MAX_UNWRITTEN:
+            logger.warning("the end of call %s is not written", command.call_id)
+            return
         task = self.services.loop.create_task(self._finish(command))
         self._unwritten.add(task)
         task.add_done_callback(self._unwritten.discard)
@@ -152,30 +162,32 @@ class Call:
         remaining: float | None,
         send: Send | None,
     ) -> None:
-        """Convert its arguments.
+        """Prepare it.
 
         :param remaining: seconds until the client stops waiting; ``None`` = never.
         :param send: where chunks go; ``None`` = the client wants one result.
-        :raises InvalidRequest: an argument is missing, unknown or wrong.
         """
         self._calls = calls
         self._definition = definition
         self.request = request
-        self._arguments = definition.convert(request.arguments)
         self._send = send
         self._chunks = 0
         self._pipe = None if send is None else Pipe(calls.services.loop)
         self._state = CallState(
             calls.next_id(), request.tool, request.envelope.origin, self._hand_over
         )
-        limit = min(remaining or FOREVER, definition.timeout or FOREVER)
+        limits = [limit for limit in (remaining, definition.timeout) if limit is not None]
+        limit = min(limits, default=FOREVER)
         self._limit = limit if limit < FOREVER else None
         self._began = time.monotonic_ns()
         self._session: ToolSession | None = None
         self._start: asyncio.Future[Outcome] | None = None
+        self._end: asyncio.Future[Outcome] | None = None
         self.task: asyncio.Task[Any] | None = None
         self._left: BridgeError | None = None
         """Why the bridge itself left it."""
+        self._refused: BridgeError | None = None
+        """Why its start was not written, nor will its end be."""
         self.late = False
         """Whether those who waited were left no time; else they are gone."""
 
@@ -188,7 +200,7 @@ class Call:
             await self.start()
         else:
             self._start = calls.submit(self._start_command())
-            self._start.add_done_callback(_looked_at)
+            self._start.add_done_callback(self._started)
             if self._definition.adapter is not None or self._definition.context_parameter:
                 self._hand_over()
         return await self.go_on()
@@ -204,6 +216,18 @@ class Call:
         self._state.handed_over = True
         return outcome
 
+    def _started(self, start: asyncio.Future[Outcome]) -> None:
+        """A start that is refused while the tool runs already: whoever waits is told so."""
+        if not start.cancelled() and isinstance(refused := start.exception(), BridgeError):
+            self._refused = refused
+            self.leave(refused)
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether the log has this call open, once its start is durable."""
+        log = self._calls.services.committer.peek(self.request.envelope.session_id)
+        return log is not None and self._state.call_id in log.committed.calls
+
     def leave(self, why: BridgeError) -> None:
         """Wait for it no longer; who does so hears ``why``."""
         self._left = why
@@ -216,6 +240,8 @@ class Call:
         if calls.stopping is not None:
             self._abandon("interrupted", calls.stopping.message)
             raise calls.stopping
+        if self._start is not None and self._start.done() and not self._is_open:
+            raise Cancelled("the session ended before the tool could run")
         self.task = asyncio.current_task()
         calls.running[self._state.call_id] = self
         self._tell("python.call.start", count=1, system_time=time.time_ns())
@@ -228,6 +254,7 @@ class Call:
             # This bridge cancelled it, to have whoever waits told why.
             if self.task is not None:
                 self.task.uncancel()
+            await self._end_written()
             raise self._left from None
         finally:
             self._state.over = True
@@ -254,6 +281,7 @@ class Call:
         if not work.done():
             work.cancel()
             self._abandon("timeout", "it took too long")
+            await self._end_written()
             raise DeadlineExceeded(
                 f"tool {quote(self.request.tool)} took longer than the {self._limit:.3g} s that it "
                 "had"
@@ -274,7 +302,7 @@ class Call:
         return Invocation(
             definition,
             request.tool,
-            self._arguments,
+            self.request.arguments,
             self._its_session,
             self._job,
             None if self._send is None else self._counted,
@@ -288,14 +316,9 @@ class Call:
         error = ("", "", "") if failure is None else tuple(failure)
         command = self._finish_command("ok" if failure is None else "error", error, result.value)
         command = command._replace(duration_nanos=duration)
-        try:
-            outcome: Outcome = await asyncio.shield(self._calls.submit(command))
-        except BridgeError:
-            self._calls.finish_later(command)
-            raise
-        start = self._start
-        if start is not None and (refused := start.exception()) is not None:
-            raise refused
+        outcome: Outcome = await asyncio.shield(self._write_end(command))
+        if self._refused is not None:
+            raise self._refused
         self._tell_end(result, duration)
         offset, epoch = outcome.answer.offset, outcome.log_epoch
         return ToolAnswer(command.call_id, result.value, failure, duration, offset, epoch)
@@ -305,18 +328,32 @@ class Call:
         self._state.over = True
         command = self._finish_command(outcome, ("", why, ""), None)
         command = command._replace(duration_nanos=time.monotonic_ns() - self._began)
-        calls = self._calls
-
-        def written(end: asyncio.Future[Outcome]) -> None:
-            if not end.cancelled() and isinstance(end.exception(), BridgeError):
-                calls.finish_later(command)
-
-        try:
-            calls.submit(command).add_done_callback(written)
-        except BridgeError:
-            calls.finish_later(command)  # too much waits for the log
+        self._write_end(command)
         self._tell("tool.execution.exception", count=1, duration=command.duration_nanos)
         self._tell("python.call.exception", count=1, duration=command.duration_nanos)
+
+    def _write_end(self, command: FinishTool) -> asyncio.Future[Outcome]:
+        """Have the end written, later if it cannot be now, whether or not anybody waits."""
+        calls = self._calls
+        try:
+            end = calls.submit(command)
+        except BridgeError as error:  # too much waits for the log
+            end = calls.services.loop.create_future()
+            end.set_exception(error)
+
+        def written(end: asyncio.Future[Outcome]) -> None:
+            failed = not end.cancelled() and isinstance(end.exception(), BridgeError)
+            if failed and self._refused is None:
+                calls.finish_later(command)
+
+        end.add_done_callback(written)
+        self._end = end
+        return end
+
+    async def _end_written(self) -> None:
+        """Wait until the end is durable, or is going to be written later."""
+        if self._end is not None:
+            await asyncio.wait((self._end,))
 
     def _never_ran(self, start: asyncio.Future[Outcome]) -> None:
         """Close a call whose client went before its start was written."""
@@ -395,9 +432,20 @@ class Call:
         kept = value if record == "full" else None
         digest = value.digest if value is not None and record == "digest" else b""
         kind, message, trace = error
+        if kind:  # what the tool said; else it is what the bridge says
+            message = self._without_secrets(message) if record == "full" else ""
+            trace = self._without_secrets(trace) if record == "full" else ""
         return FinishTool(
             about, state.call_id, outcome, 0, kept, digest, (kind, message, trace), self._chunks
         )
+
+    def _without_secrets(self, text: str) -> str:
+        """A message or traceback as it is recorded: it may quote what the tool was given."""
+        for name in self._definition.sensitive:
+            secret = self.request.arguments.get(name)
+            for quoted in {str(secret), repr(secret)} if secret not in (None, "") else ():
+                text = text.replace(quoted, f"<{name}>")
+        return text
 
     def _job(self) -> Job:
         request, state = self.request, self._state
@@ -447,12 +495,6 @@ class _ClientGone(Exception):
 
 def _nothing() -> None:
     """What is left to do before a call's end is known."""
-
-
-def _looked_at(start: asyncio.Future[Outcome]) -> None:
-    """Whoever waits for the end of the call looks at what became of its start."""
-    if not start.cancelled():
-        start.exception()
 
 
 def _is_true(text: str) -> bool:

@@ -28,6 +28,8 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.events.codec import is_absent
 from snakepit_bridge.events.model import Transaction
+from snakepit_bridge.metadata_checks import check_metadata
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.tool_calls import CLOSE_TO_DEADLINE, Call, Calls
 from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
 from snakepit_bridge.tools.adapters import Toolbox
@@ -53,12 +55,14 @@ _STREAMS = (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
 class _Shared:
     """A call that may have several callers: it goes on as long as one of them waits."""
 
-    __slots__ = ("call", "task", "waiting")
+    __slots__ = ("call", "left", "task", "waiting")
 
     def __init__(self, call: Call, task: asyncio.Task[ToolAnswer]) -> None:
         self.call = call
         self.task = task
         self.waiting = 0
+        self.left = False
+        """Whether nobody waited for a moment: it is cancelled, and nobody can join it."""
 
     async def wait(self, remaining: float | None) -> ToolAnswer:
         """Wait for its end.
@@ -79,6 +83,7 @@ class _Shared:
         finally:
             self.waiting -= 1
             if not self.waiting:
+                self.left = True
                 self.call.late = loop.time() > end - CLOSE_TO_DEADLINE
                 self.task.cancel()
 
@@ -117,31 +122,42 @@ class Tools:
         return list(self._announced)
 
     async def execute_tool(self, call: wire.Call) -> bytes:
-        with self._place():
+        remaining = call.remaining
+        with self._place(len(call.raw)):
             definition, request = await self._read(call, streaming=False)
+            del call  # it may be large, and the tool may run for hours
             if request.envelope.request_id:
                 # Each caller has a deadline of its own, the call itself has none.
                 one = Call(self._calls, definition, request, None, None)
-                answer = await self._once(one, call.remaining())
+                answer = await self._once(one, remaining())
             else:
-                answer = await Call(self._calls, definition, request, call.remaining(), None).run()
+                one = Call(self._calls, definition, request, remaining(), None)
+                answer = await one.run()
         value = answer.value
         if value is not None and len(value.any) + len(value.binary) > LARGE:
-            return await asyncio.to_thread(tool_wire.executed, answer, request)
+            return await off_loop(tool_wire.executed, answer, request)
         return tool_wire.executed(answer, request)
 
     async def execute_streaming_tool(self, call: wire.Call, send: SendBytes) -> None:
-        with self._place():
-            await self._stream(call, send)
+        remaining = call.remaining
+        with self._place(len(call.raw)):
+            definition, request = await self._read(call, streaming=True)
+            del call  # as above
+            await self._stream(definition, request, remaining(), send)
 
-    async def _stream(self, call: wire.Call, send: SendBytes) -> None:
-        definition, request = await self._read(call, streaming=True)
+    async def _stream(
+        self,
+        definition: ToolDefinition,
+        request: ToolRequest,
+        remaining: float | None,
+        send: SendBytes,
+    ) -> None:
         numbers = count(1)
 
         async def send_chunk(chunk: Chunk) -> None:
             await send(tool_wire.chunk(request.tool, next(numbers), *chunk))
 
-        one = Call(self._calls, definition, request, call.remaining(), send_chunk)
+        one = Call(self._calls, definition, request, remaining, send_chunk)
         if request.envelope.request_id:
             outcome = await one.start()
             if outcome.answer.duplicate:
@@ -169,6 +185,13 @@ class Tools:
             why = "there is no Elixir side, start the bridge with --elixir-address HOST:PORT"
             raise ToolNotFound(request.tool_name, why=why)
         return await self._forwarded("ExecuteElixirTool", call)
+
+    def is_running(self, headers: wire.GrpcMetadata) -> bool:
+        """Whether a request comes from a tool that runs, in a process of its own."""
+        running = self._calls.running
+        return self._calls.stopping is None and any(
+            key == wire.TOOL_CALL_HEADER and value in running for key, value in headers
+        )
 
     def ending(self, session_id: str) -> Callable[[bool], None]:
         """A client is about to end a session; gives what to call when that is done.
@@ -203,17 +226,21 @@ class Tools:
         await self._calls.runner.close()
 
     @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
+    def _place(self, size: int) -> Iterator[None]:
+        """Count a call, and the bytes of its request, as long as it lasts."""
         if self._inside >= self._max_calls:
             raise ResourceExhausted(
                 f"{self._max_calls} calls of tools run or wait here already: slow down and retry, "
                 "or start the bridge with a larger --max-tool-calls"
             )
+        gate = self._calls.gate
+        gate.claim(size)
         self._inside += 1
         try:
             yield
         finally:
             self._inside -= 1
+            gate.release(size)
 
     async def _read(
         self, call: wire.Call, *, streaming: bool
@@ -221,18 +248,12 @@ class Tools:
         def read() -> tuple[ToolDefinition, ToolRequest]:
             asked = tool_wire.read_asked(call)
             definition = self._definition(asked.session_id, asked.tool_name, streaming=streaming)
-            return definition, tool_wire.read_tool_request(call, asked, definition.sensitive)
+            request = tool_wire.read_tool_request(call, asked, definition)
+            if request.envelope.metadata or request.envelope.origin.correlation_id:
+                check_metadata(request.envelope)  # the tool may run before the log does so
+            return definition, request
 
-        size = len(call.raw)
-        if size <= LARGE:
-            definition, request = read()
-        else:
-            gate = self._calls.gate
-            gate.claim(size)
-            try:
-                definition, request = await asyncio.to_thread(read)
-            finally:
-                gate.release(size)
+        definition, request = read() if len(call.raw) <= LARGE else await off_loop(read)
         self._announce(request.envelope.session_id)
         return definition, request
 
@@ -285,7 +306,7 @@ class Tools:
         if outcome.answer.finished is not None:
             return _remembered(outcome.answer.finished, outcome.log_epoch, about.request_id)
         running = self._shared.get(key)
-        if running is None:
+        if running is None or running.left:
             raise FailedPrecondition(
                 f"request_id {quote(about.request_id)} started this tool at offset "
                 f"{outcome.answer.offset}, and how it ended is not known: a tool does not run "

@@ -26,6 +26,7 @@ __all__ = [
     "close_all",
     "close_foreign",
     "finish_tool",
+    "open_call",
     "register_tools",
     "start_tool",
 ]
@@ -148,6 +149,14 @@ def close_foreign(setting: Setting) -> tuple[Draft, ...]:
 def close_all(state: SessionState, why: str) -> tuple[Draft, ...]:
     """Close every call that is open."""
     return _interrupted(state.calls.values(), why) if state.calls else ()
+
+
+def open_call(state: SessionState, request_id: str) -> OpenCall | None:
+    """The open call that a request began, if there is one."""
+    for call in state.calls.values():
+        if call.request is not None and call.request[0] == request_id:
+            return call
+    return None
 
 
 def check_call(state: SessionState, origin: Origin) -> None:

@@ -148,13 +148,20 @@ class ToolSession(SessionContext):
                 "report_progress would block the event loop it was called on: await "
                 "report_progress_async instead"
             )
-        self._pipe.put(_progress(done, total, message))
+        chunk = _progress(done, total, message)
+        if self._pipe.is_open:
+            self._pipe.put(chunk)
+        elif self._send is not None:  # from a thread that an async tool has begun
+            asyncio.run_coroutine_threadsafe(self._sent(chunk), self._services.loop).result()
 
     async def report_progress_async(self, done: float, total: float = 0, message: str = "") -> None:
         """``report_progress`` for an event loop."""
         self.check_cancelled()
+        await self._sent(_progress(done, total, message))
+
+    async def _sent(self, chunk: Chunk) -> None:
         if self._send is not None:
-            await self._send(_progress(done, total, message))
+            await self._send(chunk)
 
     @property
     def elixir_tools(self) -> dict[str, dict[str, Any]]:
@@ -177,7 +184,7 @@ class ToolSession(SessionContext):
             for spec in specs
         }
 
-    def call_elixir_tool(self, tool_name: str, **arguments: object) -> Any:  # noqa: ANN401
+    def call_elixir_tool(self, tool_name: str, /, **arguments: object) -> Any:  # noqa: ANN401
         """Run a tool on the Elixir side and give its result.
 
         :raises ElixirToolFailed: it said so.
@@ -185,7 +192,7 @@ class ToolSession(SessionContext):
         """
         return self._there("call_elixir_tool", self.call_elixir_tool_async(tool_name, **arguments))
 
-    async def call_elixir_tool_async(self, tool_name: str, **arguments: object) -> Any:  # noqa: ANN401
+    async def call_elixir_tool_async(self, tool_name: str, /, **arguments: object) -> Any:  # noqa: ANN401
         """``call_elixir_tool`` for an event loop."""
         self.check_cancelled()
         elixir = self._services.elixir

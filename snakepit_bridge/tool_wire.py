@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from snakepit_bridge import bridge_service_pb2 as pb
@@ -12,6 +12,7 @@ from snakepit_bridge.errors import InvalidRequest, InvalidValue, quote
 from snakepit_bridge.events.model import Envelope, Value
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.tool_values import raw_value, read_argument
+from snakepit_bridge.tools.definition import ToolDefinition
 from snakepit_bridge.tools.failures import Failure
 from snakepit_bridge.wire import Call, envelope, parse
 
@@ -37,13 +38,12 @@ class ToolRequest(NamedTuple):
     envelope: Envelope
     tool: str
     arguments: Mapping[str, object]
-    """As Python values."""
+    """As the tool's function takes them."""
     values: Sequence[tuple[str, Value]]
     """The same as they are recorded, in the order of their names."""
     parameters: Sequence[tuple[str, bytes, bytes | None]]
-    """The same as they came: a serialized ``Any`` and the bytes beside it; without an ``Any``
-    the bytes are all."""
-    stream: bool
+    """For a tool that is isolated the same as they came: a serialized ``Any`` and the bytes
+    beside it; without an ``Any`` the bytes are all."""
 
 
 def read_asked(call: Call) -> views.ExecuteToolRequestView:
@@ -52,13 +52,13 @@ def read_asked(call: Call) -> views.ExecuteToolRequestView:
 
 
 def read_tool_request(
-    call: Call, request: views.ExecuteToolRequestView, sensitive: Collection[str]
+    call: Call, request: views.ExecuteToolRequestView, definition: ToolDefinition
 ) -> ToolRequest:
-    """Read the arguments.
+    """Read the arguments and have the tool's definition check them.
 
-    :param sensitive: those that no message quotes.
-    :raises InvalidRequest: naming the parameter that cannot be read.
+    :raises InvalidRequest: naming the parameter that is missing, unknown or wrong.
     """
+    sensitive = definition.sensitive
     given = {entry.key: entry.value for entry in request.parameters}
     binaries = dict(request.binary_parameters) if request.binary_parameters else {}
     names = sorted(given.keys() | binaries.keys())
@@ -83,9 +83,11 @@ def read_tool_request(
         else:
             arguments[name], value = binary, raw_value(binary or b"")
         values.append((name, value))
-        parameters.append((name, given.get(name, b""), binary))
+        if definition.isolation:
+            parameters.append((name, given.get(name, b""), binary))
     about = envelope(request, request.metadata, call.metadata)
-    return ToolRequest(about, request.tool_name, arguments, values, parameters, request.stream)
+    converted = definition.convert(arguments)
+    return ToolRequest(about, request.tool_name, converted, values, parameters)
 
 
 def register_tools(call: Call) -> RegisterTools:

@@ -39,6 +39,7 @@ __all__ = [
     "TOOL_CALL_HEADER",
     "TOOL_HEADER",
     "Call",
+    "GrpcMetadata",
     "cleaned_up",
     "cleanup_session",
     "delete_variable",

@@ -46,6 +46,7 @@ FLOORS = [
     ["variables"],
     ["constraint_checks", "linear_pattern"],
     ["tool_values"],
+    ["off_loop"],
     ["type_serialization"],
     ["json_documents", "protobuf_values"],
     ["json_scalars", "json_arrays", "binary_arrays"],

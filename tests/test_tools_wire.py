@@ -40,6 +40,7 @@ def test_a_tool_that_was_left_hears_of_it_at_its_next_use(
     arguments = {"runs": str(runs), "go": str(go), "use": use}
     call = session.begin("late_use", arguments)
     wait_until(lambda: lines(runs), "the tool runs")
+    wait_until(lambda: session.head == 3, "its start is written")
     head = session.head
     call.cancel()
     wait_until(lambda: session.head > head, "its end is written")

@@ -39,6 +39,10 @@ class Pipe:
         self._ended = self._closed = False
         self._come.clear()
 
+    @property
+    def is_open(self) -> bool:
+        return not self._closed
+
     def put(self, chunk: Chunk) -> None:
         """Hand over a chunk; waits until there is room.
 

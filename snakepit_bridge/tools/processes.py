@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError
 from snakepit_bridge import tool_worker_pb2 as frames
 from snakepit_bridge.errors import InvalidRequest, Unavailable
 from snakepit_bridge.events.model import Value, make_value
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.tools.failures import Failure
 
 __all__ = ["Done", "Job", "OnChunk", "Processes", "Statistics", "WorkerDied"]
@@ -333,7 +334,7 @@ class _Connection(NamedTuple):
 
 async def _off_loop(size: int, work: Callable[[], T]) -> T:
     """Do something with ``size`` bytes without keeping the loop from others."""
-    return await asyncio.to_thread(work) if size > LARGE else work()
+    return await off_loop(work) if size > LARGE else work()
 
 
 def _message(job: Job, port: int, max_size: int) -> frames.Job:
@@ -396,7 +397,7 @@ async def _exit_of(process: subprocess.Popen[bytes]) -> None:
     try:
         watched = os.pidfd_open(process.pid)
     except (AttributeError, OSError):  # Linux has it since 5.3, others have not
-        await asyncio.to_thread(process.wait)
+        await off_loop(process.wait)
         return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()

@@ -31,6 +31,7 @@ import numpy as np
 
 from snakepit_bridge.errors import InvalidValue
 from snakepit_bridge.events.model import Value
+from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.tool_values import encode_result
 from snakepit_bridge.tools.adapters import Adapter
 from snakepit_bridge.tools.chunks import Chunk, chunk_of, refusal
@@ -180,11 +181,25 @@ class Runner:
         try:
             return await self._call(invocation, call, turn)
         finally:
-            if not adapter.shared:
-                _, failure = await self._step(invocation, instance, "cleanup", turn)
-                if failure is not None:
-                    # The result is there: that tidying up failed does not take it back.
-                    logger.warning("cleanup of %s failed: %s", adapter.source, failure.message)
+            if adapter.shared:
+                pass
+            elif turn.busy:
+                # The call was left, and the instance is still in use by the tool's thread.
+                turn.at_the_end(lambda: self._later(self._clean_up(invocation, instance)))
+            else:
+                await self._clean_up(invocation, instance)
+
+    async def _clean_up(self, invocation: Invocation, instance: object) -> Result:
+        _, failure = await self._step(invocation, instance, "cleanup", _Turn(None))
+        if failure is not None:
+            # The result is there: that tidying up failed does not take it back.
+            logger.warning("cleanup for %s failed: %s", invocation.name, failure.message)
+        return Result(failure=failure)
+
+    def _later(self, work: Coroutine[Any, Any, Result]) -> None:
+        task = self._loop.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _instance(self, invocation: Invocation, adapter: Adapter, turn: _Turn) -> Caught:
         """An adapter that is ready to run the tool."""
@@ -195,35 +210,36 @@ class Runner:
                 ready = self._loop.create_task(self._prepared(invocation, instance))
                 self._shared[adapter.cls] = ready
             _, failure = await asyncio.shield(ready)
-            if failure is not None:
-                self._shared.pop(adapter.cls, None)  # the next call tries again
+            if failure is not None and self._shared.get(adapter.cls) is ready:
+                del self._shared[adapter.cls]  # the next call tries again
             return instance, failure
-        session = invocation.session()
-
-        def make() -> object:
-            instance = adapter.instance()
-            _give(instance, session)
-            return instance
-
-        instance, failure = await self._in_thread(invocation, make, turn)
+        instance, failure = await self._in_thread(invocation, adapter.instance, turn)
         if failure is None:
-            _, failure = await self._step(invocation, instance, "initialize", turn)
+            failure = await self._begun(invocation, instance, invocation.session(), turn)
         return instance, failure
 
     async def _prepared(self, invocation: Invocation, instance: object) -> Caught:
-        _give(instance, CurrentSession())
-        return await self._step(invocation, instance, "initialize", _Turn(None))
+        return None, await self._begun(invocation, instance, CurrentSession(), _Turn(None))
+
+    async def _begun(
+        self, invocation: Invocation, instance: object, session: object, turn: _Turn
+    ) -> Failure | None:
+        _, failure = await self._step(invocation, instance, "set_session_context", turn, session)
+        if failure is None:
+            _, failure = await self._step(invocation, instance, "initialize", turn)
+        return failure
 
     async def _step(
-        self, invocation: Invocation, instance: object, name: str, turn: _Turn
+        self, invocation: Invocation, instance: object, name: str, turn: _Turn, *given: object
     ) -> Caught:
-        """Run ``initialize`` or ``cleanup``, plain or async, if the adapter has it."""
+        """Run a step of an adapter's life, plain or async, if it has it."""
         method = getattr(instance, name, None)
         if method is None:
             return None, None
+        call = partial(method, *given)
         if inspect.iscoroutinefunction(method):
-            return await _caught_awaiting(method)
-        result, failure = await self._in_thread(invocation, method, turn)
+            return await _caught_awaiting(call)
+        result, failure = await self._in_thread(invocation, call, turn)
         if failure is None and inspect.isawaitable(result):
             return await _caught_awaiting(lambda: result)
         return result, failure
@@ -268,9 +284,11 @@ class Runner:
             if chunk is not None:
                 await invocation.send(chunk)
             return Result(failure=failure)
-        if _is_small(result):
-            return self._written(result)
-        return await asyncio.to_thread(self._written, result)
+        small, failure = _caught(partial(_is_small, result))
+        if failure is None:
+            write = partial(_caught, partial(self._written, result))
+            written, failure = write() if small else await off_loop(write)
+        return Result(failure=failure) if failure is not None else written
 
     def _written(self, result: object) -> Result:
         size = _size(result)
@@ -412,19 +430,33 @@ class _Turn:
     It ends when the call was left and none of its threads runs any more.
     """
 
-    __slots__ = ("_holders", "_lock")
+    __slots__ = ("_holders", "_last", "_lock")
 
     def __init__(self, lock: asyncio.Lock | None) -> None:
         """:param lock: held; ``None`` where everybody may run at any time."""
         self._lock = lock
         self._holders = 1
+        self._last: Callable[[], None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread still runs for a call that is about to leave."""
+        return self._holders > 1
 
     def stay(self) -> None:
         self._holders += 1
 
+    def at_the_end(self, call: Callable[[], None]) -> None:
+        """Have something done when the last one leaves."""
+        self._last = call
+
     def leave(self) -> None:
         self._holders -= 1
-        if not self._holders and self._lock is not None:
+        if self._holders:
+            return
+        if self._last is not None:
+            self._last()
+        if self._lock is not None:
             self._lock.release()
 
 
@@ -473,12 +505,6 @@ async def _without_exit(work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 
 
 class ToolExited(Exception):
     """A task that a tool started raised what would end the process."""
-
-
-def _give(instance: object, session: object) -> None:
-    set_session_context = getattr(instance, "set_session_context", None)
-    if set_session_context is not None:
-        set_session_context(session)
 
 
 async def _closed(stream: object) -> None:
