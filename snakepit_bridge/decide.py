@@ -83,8 +83,8 @@ from snakepit_bridge.tool_rules import (
     close_all,
     close_foreign,
     finish_tool,
-    open_call,
     register_tools,
+    remembered_call,
     start_tool,
 )
 from snakepit_bridge.type_serialization import check_type
@@ -139,6 +139,8 @@ def _decide_once(setting: Setting, command: Command) -> Decision:
         raise InvalidRequest(f"request_id is longer than {MAX_NAME} bytes", field="request_id")
     method, digest = method_of(command), fingerprint(command)
     known = setting.state.requests.find(request_id)
+    if known is None and isinstance(command, StartTool):
+        known = remembered_call(setting.state, request_id)
     if known is not None:
         if (known.method, known.digest) != (method, digest):
             raise RequestIdReused(request_id, known.method, method)
@@ -154,11 +156,6 @@ def _decide_once(setting: Setting, command: Command) -> Decision:
                 return Decision((), Answer(known.first_offset, duplicate=True))
             return Decision((), Recall(finished.first_offset))
         return Decision((), Recall(known.first_offset))
-    if isinstance(command, StartTool) and (running := open_call(setting.state, request_id)):
-        # Of so many requests since, its own was forgotten; it runs all the same.
-        if running.request != (request_id, method, digest):
-            raise RequestIdReused(request_id, method, method)
-        return Decision((), Answer(running.offset, duplicate=True))
     return _decide(setting, command)._replace(request=(method, digest))
 
 

@@ -18,6 +18,7 @@ from snakepit_bridge.commands import FinishTool, RegisterTools, Setting, StartTo
 from snakepit_bridge.errors import FailedPrecondition, InvalidRequest, ResourceExhausted, quote
 from snakepit_bridge.events.model import Answer, Decision, Draft, Event, Origin
 from snakepit_bridge.events.projection import OpenCall, SessionState
+from snakepit_bridge.events.requests import Remembered
 from snakepit_bridge.metadata_checks import MAX_NAME, check_name
 
 __all__ = [
@@ -26,8 +27,8 @@ __all__ = [
     "close_all",
     "close_foreign",
     "finish_tool",
-    "open_call",
     "register_tools",
+    "remembered_call",
     "start_tool",
 ]
 
@@ -151,12 +152,16 @@ def close_all(state: SessionState, why: str) -> tuple[Draft, ...]:
     return _interrupted(state.calls.values(), why) if state.calls else ()
 
 
-def open_call(state: SessionState, request_id: str) -> OpenCall | None:
-    """The open call that a request began, if there is one."""
+def remembered_call(state: SessionState, request_id: str) -> Remembered | None:
+    """What is known of a request that began a call, where that itself is forgotten.
+
+    Of many requests since, its start is forgotten before its end, or while it runs.
+    """
     for call in state.calls.values():
         if call.request is not None and call.request[0] == request_id:
-            return call
-    return None
+            _, method, digest = call.request
+            return Remembered(method, digest, call.offset, 0, 0)
+    return state.requests.find(request_id, FINISHED)
 
 
 def check_call(state: SessionState, origin: Origin) -> None:

@@ -177,9 +177,10 @@ class State(NamedTuple):
 class Victim:
     """A session with a variable of each type, named by its type, at a bridge of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *arguments: str) -> None:
+        """:param arguments: for the bridge, beside its log."""
         self.log = log
-        self.bridge = BridgeProcess(log)
+        self.bridge = BridgeProcess(log, *arguments)
         self.session = Session(self.bridge, "victim")
         for type_, value in VALUES.items():
             self.session.register(type_, value, type_)

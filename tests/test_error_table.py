@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
+from tests.tool_client import TOOLS, ToolSession, as_elixir_writes
 from tests.wire_session import METHODS, TIMEOUT, Session, packed
 
 SERVED = (
@@ -43,6 +44,12 @@ SERVED = (
     "StartOptimization",
     "StopOptimization",
     "WatchVariables",
+    "RegisterTools",
+    "ExecuteTool",
+    "ExecuteStreamingTool",
+    "GetExposedElixirTools",
+    "ExecuteElixirTool",
+    "StreamTelemetry",
 )
 SNAKE = "\N{SNAKE}"
 HUGE = SNAKE * 100_000
@@ -83,11 +90,14 @@ def fault_of(error: Any) -> Fault:  # noqa: ANN401 - a call and its error at onc
 def raw_call(bridge: BridgeProcess, method: str, request: bytes) -> bytes:
     """Call a method with bytes as they are, and give the bytes of its answer.
 
-    Of a stream that is the first one, with which it is ended.
+    Of a stream that is the first one, with which it is ended; of a conversation all there are,
+    as it speaks before it listens.
     """
     path = f"/snakepit.bridge.BridgeService/{method}"
     channel: Any = bridge.channel
     if method in METHODS and METHODS[method].server_streaming:
+        if METHODS[method].client_streaming:
+            return b"".join(channel.stream_stream(path)(iter([request]), timeout=TIMEOUT))
         stream = channel.unary_stream(path)(request, timeout=TIMEOUT)
         first: bytes = next(stream)
         stream.cancel()
@@ -101,7 +111,7 @@ def message_of(method: str, **fields: Any) -> Message:  # noqa: ANN401
 
 
 class Table:
-    """A session with variables of every type, which no row may change."""
+    """A session with variables of every type and calls of tools, which no row may change."""
 
     def __init__(self, bridge: BridgeProcess) -> None:
         self.bridge = bridge
@@ -113,8 +123,20 @@ class Table:
         self.session.set("integer", 2, request_id="known")
         self.session.register("gone")
         self.session.delete("gone")
+        self.call_tools(ToolSession(bridge, "table"))
         self.epoch = self.session.call("GetSession").log_epoch
         self.head = self.session.head
+
+    def call_tools(self, session: ToolSession) -> None:
+        """Call tools with request ids, whose repetition is refused."""
+        session.call("RegisterTools", tools=[{"name": "elsewhere"}], worker_id="worker 1")
+        assert len(list(session.stream("count_to", {"to": 2}, request_id="streamed"))) == 3
+        waiting = {"runs": NOWHERE, "go": NEVER}
+        with pytest.raises(grpc.RpcError):
+            session.run("too_slow_async", waiting, request_id="late")
+        left = session.begin("count_run_async", waiting, timeout=0.5, request_id="left")
+        assert left.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        session.run("add", {"a": 1}, request_id="ran")
 
     def refusal(self, method: str, request: bytes) -> Fault:
         with pytest.raises(grpc.RpcError) as caught:
@@ -122,6 +144,12 @@ class Table:
         assert self.session.head == self.head
         return fault_of(caught.value)
 
+
+NOWHERE = "/dev/null"
+"""Where tools of which nobody wants to hear tell that they run."""
+
+NEVER = "/nonexistent/go"
+"""What lets no tool go on."""
 
 VALUES: dict[str, object] = {
     "float": 0.5,
@@ -179,6 +207,14 @@ CONSTRAINED: dict[str, tuple[str, str, object, object, tuple[str, ...]]] = {
 
 
 @pytest.fixture(scope="module")
+def bridge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
+    """One that has tools, in place of the bridge of all other tests."""
+    with BridgeProcess(tmp_path_factory.mktemp("bridge") / "bridge.db", *TOOLS) as process:
+        yield process
+        assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
 def table(bridge: BridgeProcess) -> Table:
     return Table(bridge)
 
@@ -198,6 +234,15 @@ def register(name: str = "new", type_: str = "integer", **fields: Any) -> dict[s
 
 def setting(name: str, value: AnyMessage, **fields: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"variable_identifier": name, "value": value, **fields}
+
+
+def running(tool: str, /, **arguments: object) -> dict[str, Any]:
+    """Fields of a request that runs a tool."""
+    parameters = {
+        name: value if isinstance(value, AnyMessage) else as_elixir_writes(value)
+        for name, value in arguments.items()
+    }
+    return {"tool_name": tool, "parameters": parameters}
 
 
 def text(type_: str, content: str) -> AnyMessage:
@@ -250,8 +295,18 @@ OF_AN_EPOCH: Fields = {
     "SetVariable": setting("integer", packed(1)),
     "GetVariable": {"variable_identifier": "integer"},
     "WatchVariables": {},
+    "RegisterTools": {"tools": [{"name": "t"}]},
+    "ExecuteTool": running("add", a=1),
+    "ExecuteStreamingTool": running("count_to", to=1),
 }
-STARTS: Fields = {"InitializeSession": {}, "RegisterVariable": register()}
+STARTS: Fields = {
+    "InitializeSession": {},
+    "RegisterVariable": register(),
+    "RegisterTools": {"tools": [{"name": "t"}]},
+    "ExecuteTool": running("add", a=1),
+    "ExecuteStreamingTool": running("count_to", to=1),
+}
+RUNS = ("ExecuteTool", "ExecuteStreamingTool")
 PAGED: Fields = {"ListVariables": {}, "GetVariableHistory": {"variable_identifier": "integer"}}
 BATCHES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
     (
@@ -277,6 +332,54 @@ BATCHES: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
         {"updates": {"integer": packed(1)}, "binary_updates": {"float": b"1"}},
         ("'float'",),
         "binary_updates",
+    ),
+]
+
+ARGUMENTS: list[tuple[str, str, dict[str, object], str, tuple[str, ...]]] = [
+    ("a missing parameter", "add_async", {"b": 1}, "a", ("needs a (integer)", "given: b")),
+    ("an unknown parameter", "add_async", {"a": 1, "c": 1}, "c", ("'c'", "a, b")),
+    ("text for an integer", "add_async", {"a": "1"}, "a", ("'a'", "an integer", "'1'")),
+    ("a truth for an integer", "add_async", {"a": True}, "a", ("'a'", "true")),
+    ("null for an integer", "add_async", {"a": None}, "a", ("'a'", "null")),
+    (
+        "none of the choices",
+        "typed",
+        {**dict.fromkeys(("number", "ratio"), 1), "text": "", "flag": True, "mode": "c"},
+        "mode",
+        ("'mode'",),
+    ),
+    ("an item of another type", "typed", {"items": [1, "2"]}, "items[1]", ("items[1]",)),
+    ("text for an array", "norm", {"vector": "abc"}, "vector", ("'vector'",)),
+    ("text for bytes", "reverse_bytes", {"data": "abc"}, "data", ("'data'",)),
+]
+REPEATED: list[tuple[str, str, dict[str, object], str, tuple[str, ...]]] = [
+    ("ExecuteStreamingTool", "count_to", {"to": 2}, "streamed", ("a new run", "new id")),
+    (
+        "ExecuteTool",
+        "too_slow_async",
+        {"runs": NOWHERE, "go": NEVER},
+        "late",
+        ("timeout", "took too long"),
+    ),
+    (
+        "ExecuteTool",
+        "count_run_async",
+        {"runs": NOWHERE, "go": NEVER},
+        "left",
+        ("timeout", "time was over"),
+    ),
+]
+REGISTERED: list[tuple[str, dict[str, Any], tuple[str, ...], str]] = [
+    ("none", {}, ("tools is empty",), "tools"),
+    ("twice", {"tools": [{"name": "t"}, {"name": "t"}]}, ("'t' twice",), "tools"),
+    ("without a name", {"tools": [{}]}, ("''", "1 to 256 bytes"), "name of a tool"),
+    ("control", {"tools": [{"name": "a\n"}]}, ("control",), "name of a tool"),
+    ("huge name", {"tools": [{"name": HUGE}]}, ("1 to 256 bytes",), "name of a tool"),
+    (
+        "huge worker",
+        {"tools": [{"name": "t"}], "worker_id": HUGE},
+        ("worker_id", "256 bytes"),
+        "worker_id",
     ),
 ]
 
@@ -713,6 +816,123 @@ ROWS: dict[str, Row] = {
         ("resume_check", "offset 0"),
         "resume_check",
     ),
+    # Tools that are not here.
+    **{
+        f"{label}: {method}": missing(method, running(name), "TOOL_NOT_FOUND", "not found", *words)
+        for method in RUNS
+        for label, name, words in [
+            ("unknown tool", "nobody's", ("nobody's", "available_tools")),
+            ("a tool by half its name", "count_run_asyn", ("did you mean 'count_run_async'",)),
+            ("a tool without a name", "", ("''",)),
+            ("a tool of another worker", "elsewhere", ("'worker 1'", "cannot run it")),
+            ("huge tool_name", HUGE, ()),
+        ]
+    },
+    "a tool of Elixir, without Elixir": missing(
+        "ExecuteElixirTool", running("add"), "TOOL_NOT_FOUND", "'add'", "--elixir-address"
+    ),
+    # Arguments of tools. None of these is run.
+    "a stream, asked for one result": request_fault(
+        "ExecuteTool",
+        running("count_to", to=1),
+        "'count_to'",
+        "ExecuteStreamingTool",
+        field="tool_name",
+    ),
+    **{
+        f"{label}: {method}": request_fault(
+            method, running(tool, **arguments), f"'{tool}'", *words, field=f"parameters.{name}"
+        )
+        for method in RUNS
+        for label, tool, arguments, name, words in ARGUMENTS
+    },
+    **{
+        f"{label}: {method}": invalid(
+            method, running("describe", value=value), "'value'", *words, field="parameters.value"
+        )
+        for method in RUNS
+        for label, value, words in [
+            ("an argument without a type_url", AnyMessage(value=b"1"), ("type_url",)),
+            ("an argument of an unknown type", AnyMessage(type_url="a/b"), ("'a/b'",)),
+            (
+                "an argument that is no JSON",
+                AnyMessage(type_url=as_elixir_writes(1).type_url, value=b"{"),
+                ("strict JSON",),
+            ),
+            ("an argument that is no tensor", packed([1], "tensor"), ("tensor",)),
+        ]
+    },
+    "an argument with bytes beside it": invalid(
+        "ExecuteTool",
+        {**running("describe", value=1), "binary_parameters": {"value": b"1234"}},
+        "'value'",
+        "4 binary bytes",
+        field="parameters.value",
+    ),
+    "too many arguments": request_fault(
+        "ExecuteTool",
+        running("anything", **{f"x{n}": 1 for n in range(1_001)}),
+        "1001 parameters",
+        "1000",
+        field="parameters",
+    ),
+    # Tools never run twice.
+    **{
+        f"repeated: {request_id}": Row(
+            method,
+            {**running(tool, **arguments), "request_id": request_id},
+            "FAILED_PRECONDITION",
+            "FAILED_PRECONDITION",
+            (f"'{request_id}'", *words),
+            "request_id",
+        )
+        for method, tool, arguments, request_id, words in REPEATED
+    },
+    **{
+        f"request_id of another call: {label}": invalid(
+            method,
+            {**running(tool, **arguments), "request_id": request_id},
+            f"'{request_id}'",
+            field="request_id",
+            reason="REQUEST_ID_REUSED",
+        )
+        for label, method, tool, arguments, request_id in [
+            ("other arguments", "ExecuteTool", "add", {"a": 2}, "ran"),
+            ("another tool", "ExecuteTool", "add_async", {"a": 1}, "ran"),
+            ("a stream", "ExecuteStreamingTool", "add", {"a": 1}, "ran"),
+            ("no stream", "ExecuteTool", "add", {"a": 1}, "streamed"),
+            ("a variable's", "ExecuteTool", "add", {"a": 1}, "known"),
+        ]
+    },
+    **{
+        f"request_id too long: {method}": request_fault(
+            method,
+            {**STARTS[method], "session_id": "unborn", "request_id": "r" * 257},
+            "request_id",
+            "256 bytes",
+            field="request_id",
+        )
+        for method in ("RegisterTools", *RUNS)
+    },
+    # Registering tools.
+    **{
+        f"RegisterTools: {label}": request_fault("RegisterTools", fields, *words, field=field)
+        for label, fields, words, field in REGISTERED
+    },
+    **{
+        f"RegisterTools: {label}": Row(
+            "RegisterTools",
+            {"tools": tools},
+            "RESOURCE_EXHAUSTED",
+            "RESOURCE_EXHAUSTED",
+            words,
+            "tools",
+        )
+        for label, tools, words in [
+            ("too many", [{"name": f"t{n}"} for n in range(1_000)], ("1001 tools", "1000")),
+            ("too long", [{"name": "t", "description": HUGE}], ("'t'", "65536")),
+        ]
+    },
     # Whatever is quoted is shortened.
     **{
         f"huge {field}: {method}": missing(method, {field: HUGE}, reason)
@@ -860,15 +1080,7 @@ UNSERVED = sorted(set(METHODS) - set(SERVED))
 
 
 def test_the_methods_that_are_not_served_are_known() -> None:
-    assert UNSERVED == [
-        "AddDependency",
-        "ExecuteElixirTool",
-        "ExecuteStreamingTool",
-        "ExecuteTool",
-        "GetExposedElixirTools",
-        "RegisterTools",
-        "StreamTelemetry",
-    ]
+    assert UNSERVED == ["AddDependency"]
 
 
 @pytest.mark.parametrize("method", UNSERVED)
@@ -876,15 +1088,8 @@ def test_the_methods_that_are_not_served_are_known() -> None:
 def test_a_method_that_is_not_served_is_unimplemented(
     table: Table, method: str, raw: bytes
 ) -> None:
-    channel: Any = table.bridge.channel
-    streams = METHODS[method].client_streaming, METHODS[method].server_streaming
-    calls = {
-        (False, False): lambda path: [channel.unary_unary(path)(raw, timeout=TIMEOUT)],
-        (False, True): lambda path: list(channel.unary_stream(path)(raw, timeout=TIMEOUT)),
-        (True, True): lambda path: list(channel.stream_stream(path)(iter([raw]), timeout=TIMEOUT)),
-    }
     with pytest.raises(grpc.RpcError) as caught:
-        calls[streams](f"/snakepit.bridge.BridgeService/{method}")
+        raw_call(table.bridge, method, raw)
     fault = fault_of(caught.value)
     assert (fault.code, fault.reason, fault.field) == ("UNIMPLEMENTED", "UNIMPLEMENTED", "")
     assert method in fault.message
@@ -920,12 +1125,17 @@ IN_ORDER: dict[str, dict[str, Any]] = {
     "Heartbeat": {},
     "WatchVariables": {"include_initial_values": True},
     "DeleteVariable": {"variable_identifier": "x"},
+    "RegisterTools": {"tools": [{"name": "t"}], "worker_id": "w"},
+    "GetExposedElixirTools": {},
+    "ExecuteTool": running("add", a=1),
+    "ExecuteStreamingTool": running("count_to", to=1),
     "CleanupSession": {},
 }
 
 
 def test_unknown_fields_are_harmless(bridge: BridgeProcess) -> None:
-    assert set(IN_ORDER) == set(SERVED)
+    # Of the rest one needs Elixir, and the other speaks when something happens.
+    assert set(IN_ORDER) | {"ExecuteElixirTool", "StreamTelemetry"} == set(SERVED)
     answers: dict[str, list[Any]] = {}
     for unknown in (b"", UNKNOWN):
         for method, fields in IN_ORDER.items():
@@ -941,7 +1151,15 @@ def test_unknown_fields_are_harmless(bridge: BridgeProcess) -> None:
 def shape(message: Message) -> str:
     """Write a message without what differs from run to run."""
     lines = str(message).splitlines()
-    different = ("seconds:", "nanos:", "epoch:", "optimization_id:", "resume_check:")
+    different = (
+        "seconds:",
+        "nanos:",
+        "epoch:",
+        "optimization_id:",
+        "call_id:",
+        "resume_check:",
+        "time_ms:",
+    )
     return "\n".join(line for line in lines if not any(word in line for word in different))
 
 
@@ -989,7 +1207,7 @@ def test_a_damaged_log_is_data_loss_and_no_other_is(tmp_path: Path) -> None:
 
 
 def test_refusals_leave_no_trace_in_the_log_of_the_process(tmp_path: Path) -> None:
-    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+    with BridgeProcess(tmp_path / "bridge.db", *TOOLS) as bridge:
         table = Table(bridge)
         for row in ROWS.values():
             fields = {"session_id": "table", **row.fields}

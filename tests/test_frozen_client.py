@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.bridge_process import BridgeProcess
 from tests.test_frozen_contract import FIRST_OF_OURS, FROZEN, METHODS
+from tests.tool_client import TOOLS
 
 PACKAGE = "snakepit.bridge"
 FIELD = re.compile(r"(\d+) (\w+): (repeated )?(enum )?([\w.]+|map<(\w+), (\w+)>)(?:, oneof (\w+))?")
@@ -133,6 +135,28 @@ class OldClient:
         self.skipped |= set(unknown_fields(content))
         return content
 
+    def run(self, tool: str, /, **arguments: object) -> Any:  # noqa: ANN401
+        """Run a tool with arguments as Snakepit 0.4 sends them: JSON under the name of a string."""
+        parameters = {name: as_string(value) for name, value in arguments.items()}
+        return self.call(
+            "ExecuteTool", session_id="old tools", tool_name=tool, parameters=parameters
+        )
+
+    def stream(self, tool: str, /, **arguments: object) -> Iterator[Any]:
+        """Run a tool that streams."""
+        stream = self.channel.unary_stream(f"/{PACKAGE}.BridgeService/ExecuteStreamingTool")
+        request = message(
+            "ExecuteToolRequest",
+            session_id="old tools",
+            tool_name=tool,
+            parameters={name: as_string(value) for name, value in arguments.items()},
+            stream=True,
+        )
+        for raw in stream(request.SerializeToString(), timeout=30):
+            chunk = type(message("ToolChunk")).FromString(raw)
+            self.skipped |= set(unknown_fields(chunk))
+            yield chunk
+
     def watch(self, **fields: Any) -> Iterator[Any]:  # noqa: ANN401
         """Read a watch to its end, which must be OK."""
         stream = self.channel.unary_stream(f"/{PACKAGE}.BridgeService/WatchVariables")
@@ -158,11 +182,34 @@ def client(bridge: BridgeProcess) -> Iterator[OldClient]:
     assert all(int(name.partition(".")[2]) >= FIRST_OF_OURS for name in client.skipped)
 
 
-def packed(value: object, type_: str = "float") -> Any:  # noqa: ANN401
-    """Pack a value as Snakepit 0.4 does."""
-    type_url = f"type.googleapis.com/snakepit.{type_}"
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BridgeProcess]:
+    """A bridge that has tools."""
+    with BridgeProcess(tmp_path_factory.mktemp("bench") / "bridge.db", *TOOLS) as process:
+        yield process
+        assert process.stop() == 0
+
+
+@pytest.fixture
+def tool_client(bench: BridgeProcess) -> Iterator[OldClient]:
+    client = OldClient(bench.channel)
+    yield client
+    assert all(int(name.partition(".")[2]) >= FIRST_OF_OURS for name in client.skipped)
+
+
+def any_of(type_url: str, value: object) -> Any:  # noqa: ANN401
     any_type = GetMessageClass(POOL.FindMessageTypeByName("google.protobuf.Any"))
     return any_type(type_url=type_url, value=json.dumps(value).encode())
+
+
+def packed(value: object, type_: str = "float") -> Any:  # noqa: ANN401
+    """Pack a value as Snakepit 0.4 does."""
+    return any_of(f"type.googleapis.com/snakepit.{type_}", value)
+
+
+def as_string(value: object) -> Any:  # noqa: ANN401
+    """Pack an argument as Snakepit's Elixir side does."""
+    return any_of("type.googleapis.com/google.protobuf.StringValue", value)
 
 
 def set_fields(content: Any) -> set[str]:  # noqa: ANN401
@@ -529,3 +576,67 @@ def test_an_old_client_finds_the_words_that_it_looks_for(
         client.call(method, session_id=session, **fields)
     assert caught.value.code() is code
     assert words in (caught.value.details() or "")
+
+
+def test_an_old_client_runs_tools(tool_client: OldClient) -> None:
+    session = {"session_id": "old tools"}
+    started = tool_client.call("InitializeSession", **session)
+    assert set_fields(started) == {"success", "available_tools"}
+    spec = started.available_tools["add"]
+    assert (spec.name, spec.description) == ("add", "Add two numbers.")
+    assert [(each.name, each.type, each.required) for each in spec.parameters] == [
+        ("a", "integer", True),
+        ("b", "integer", False),
+    ]
+    known = tool_client.call("GetSession", **session)
+    assert known.tool_count == len(started.available_tools)
+
+    answer = tool_client.run("add", a=1, b=2)
+    assert set_fields(answer) <= {"success", "result", "execution_time_ms"}
+    assert answer.success
+    assert json.loads(answer.result.value) == 3
+
+    refused = tool_client.run("raises", what="ValueError")
+    assert set_fields(refused) <= {"error_message", "metadata", "execution_time_ms"}
+    assert json.loads(refused.error_message)["message"] == "wrong"
+
+    # What a tool sets, it reads.
+    tool_client.run("set_variable", name="x", value=7)
+    variable = tool_client.call("GetVariable", **session, variable_identifier="x").variable
+    assert json.loads(variable.value.value) == 7
+    history = tool_client.call("GetVariableHistory", **session, variable_identifier="x")
+    assert {entry.changed_by for entry in history.entries} == {"tool:set_variable"}
+
+    chunks = list(tool_client.stream("count_to", to=3))
+    assert [chunk.data for chunk in chunks] == [b"1", b"2", b"3", b""]
+    assert [chunk.is_final for chunk in chunks] == [False, False, False, True]
+    assert len({chunk.chunk_id for chunk in chunks}) == 4
+
+    registered = tool_client.call(
+        "RegisterTools",
+        **session,
+        tools=[message("ToolRegistration", name="elsewhere", description="far away")],
+        worker_id="worker 1",
+    )
+    assert set_fields(registered) == {"success", "tool_ids"}
+    assert list(registered.tool_ids) == ["elsewhere"]
+    again = tool_client.call("InitializeSession", **session)
+    assert again.available_tools["elsewhere"].description == "far away"
+    assert tool_client.call("GetSession", **session).tool_count == known.tool_count + 1
+
+    assert set_fields(tool_client.call("GetExposedElixirTools", **session)) == set()
+    with pytest.raises(grpc.RpcError) as caught:
+        tool_client.call("ExecuteElixirTool", **session, tool_name="add")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+    assert {"ExecuteToolResponse.20", "ExecuteToolResponse.23"} <= tool_client.skipped
+
+
+def test_an_old_client_runs_a_tool_as_often_as_it_asks(
+    tool_client: OldClient, tmp_path: Path
+) -> None:
+    """It has no request ids."""
+    runs = tmp_path / "runs"
+    for _ in range(2):
+        assert tool_client.run("count_run", runs=str(runs)).success
+    assert len(runs.read_text().splitlines()) == 2

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from tests.hostile import Victim
-from tests.test_error_table import VALUES, message_of, register, setting
+from tests.hostile import Victim, field
+from tests.test_error_table import VALUES, message_of, register, running, setting
+from tests.tool_client import STRING_VALUE, TOOLS
 from tests.wire_session import packed
 
 LONG = "x" * 10_000_000
@@ -36,11 +37,13 @@ class Item(NamedTuple):
     words: tuple[str, ...] = ()
     events: int = 0
     """By how much the log grows, if it is accepted."""
+    large_values: int = 0
+    """How many of its values are stored beside the log."""
 
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    victim = Victim(tmp_path_factory.mktemp("hostile") / "bridge.db")
+    victim = Victim(tmp_path_factory.mktemp("hostile") / "bridge.db", *TOOLS)
     victim.session.register(
         "trap", "a", "string", constraints_json=json.dumps({"pattern": "^(a+)+$"})
     )
@@ -529,7 +532,130 @@ NUMBERS: dict[str, Item] = {
 }
 
 
-ITEMS = {**JSON, **PATTERNS, **BINARY, **STRINGS, **NUMBERS}
+RUNS = ("ExecuteTool", "ExecuteStreamingTool")
+VALUE = "type.googleapis.com/google.protobuf.Value"
+
+
+def argument(url: str, content: bytes | str, *words: str, **fields: Any) -> Item:  # noqa: ANN401
+    """The argument of a tool that takes anything, refused before it runs."""
+    content = content if isinstance(content, bytes) else content.encode()
+    asked = running("describe", value=AnyMessage(type_url=url, value=content))
+    return invalid("ExecuteTool", {**asked, **fields}, "'value'", *words)
+
+
+def nested_value(depth: int) -> bytes:
+    """Encode a ``google.protobuf.Value`` of lists in each other."""
+    content = b""
+    for _ in range(depth):
+        content = field(6, field(1, content))
+    return content
+
+
+TOOL_CALLS: dict[str, Item] = {
+    **{
+        f"10 MB: tool name, {method}": Item(
+            method, running(LONG), "NOT_FOUND", ("tool 'xxx", "not found")
+        )
+        for method in (*RUNS, "ExecuteElixirTool")
+    },
+    **{
+        f"10 MB: {what}, {method}": invalid(method, fields, *words)
+        for method in RUNS
+        for what, fields, words in (
+            ("name of an argument", running("add", **{LONG: 1}), ("'add'", "no parameter 'xxx")),
+            ("text for an integer", running("add", a=LONG), ("'a'", "an integer")),
+            ("a choice", running("typed", mode=LONG), ("'mode'",)),
+            ("text for an array", running("norm", vector=LONG), ("'vector'",)),
+            ("request id", {**running("add", a=1), "request_id": LONG}, ("request_id", "256")),
+            (
+                "session id",
+                {**running("add", a=1), "session_id": LONG},
+                ("session_id", "256 bytes"),
+            ),
+        )
+    },
+    **{
+        f"10 MB: log_epoch, {method}": Item(
+            method,
+            {**running("add", a=1), "log_epoch": LONG},
+            "FAILED_PRECONDITION",
+            ("log_epoch 'xxx", "'victim'"),
+        )
+        for method in RUNS
+    },
+    "10 MB: an argument": Item(
+        "ExecuteTool", running("anything", a=LONG), "OK", events=2, large_values=1
+    ),
+    "10 MB: an argument in bytes": Item(
+        "ExecuteTool",
+        {**running("anything"), "binary_parameters": {"a": bytes(10_000_000)}},
+        "OK",
+        events=2,
+        large_values=1,
+    ),
+    "no name of an argument": invalid("ExecuteTool", running("anything", **{"": 1}), "''"),
+    "a session as an argument": invalid(
+        "ExecuteTool", running("set_variable", session="s", name="x", value=1), "'session'"
+    ),
+    "an attribute as an argument": invalid(
+        "ExecuteTool", running("add", a=1, __class__="int"), "'__class__'"
+    ),
+    **{
+        f"{what}: {url.rpartition('.')[2]}": argument(url, content, words)
+        for url in (STRING_VALUE, VALUE)
+        for what, content, words in (
+            ("deep argument", "[" * DEEP, "strict JSON"),
+            ("deep argument, closed", "[" * DEEP + "]" * DEEP, "strict JSON"),
+            ("deep objects as an argument", '{"a":' * DEEP + "1" + "}" * DEEP, "strict JSON"),
+            ("NaN as an argument", "NaN", "strict JSON"),
+            ("1e999999 as an argument", "1e999999", "strict JSON"),
+            ("100,000 digits as an argument", DIGITS, "4300"),
+            ("a key twice in an argument", '{"a": 1, "a": 2}', "'a' is given twice"),
+            ("surrogate in an argument", r'"\ud800"', "strict JSON"),
+            ("surrogate bytes in an argument", b'"\xed\xa0\x80"', "strict JSON"),
+        )
+    },
+    "a Value of 5,000 lists": argument(VALUE, nested_value(5_000), "strict JSON"),
+    **{
+        f"{what} as an argument": argument(
+            "dspex.variables/tensor.binary",
+            json.dumps(about),
+            binary_parameters={"value": content},
+        )
+        for what, about, content in (
+            ("a pickle", {**RAW, "binary_format": "pickle"}, pickle.dumps([1.0, 2.0])),
+            ("a pickle for npy", NPY, pickle.dumps([1.0, 2.0])),
+            ("an npy of objects", NPY, npy_of_objects()),
+            ("too few bytes", RAW, TWO[1:]),
+            ("no bytes", RAW, b""),
+            ("a shape that overflows", {**RAW, "shape": [2**62, 4]}, TWO),
+        )
+    },
+    "10 MB beside JSON, as an argument": argument(
+        STRING_VALUE, "1", "10000000 binary bytes", binary_parameters={"value": bytes(10_000_000)}
+    ),
+    "10 MB: name of a registered tool": invalid(
+        "RegisterTools", {"tools": [{"name": LONG}]}, "name of a tool", "256 bytes"
+    ),
+    "10 MB: worker id": invalid(
+        "RegisterTools", {"tools": [{"name": "t"}], "worker_id": LONG}, "worker_id", "256 bytes"
+    ),
+    "10 MB: description of a tool": Item(
+        "RegisterTools",
+        {"tools": [{"name": "t", "description": LONG}]},
+        "RESOURCE_EXHAUSTED",
+        ("'t'", "65536"),
+    ),
+    "100,000 registered tools": Item(
+        "RegisterTools",
+        {"tools": [{"name": f"t{n}"} for n in range(100_000)]},
+        "RESOURCE_EXHAUSTED",
+        ("100000", "1000"),
+    ),
+}
+
+
+ITEMS = {**JSON, **PATTERNS, **BINARY, **STRINGS, **NUMBERS, **TOOL_CALLS}
 
 
 def answered(victim: Victim, item: Item) -> None:
@@ -540,8 +666,11 @@ def answered(victim: Victim, item: Item) -> None:
     assert answer.code == item.code, answer
     for word in item.words:
         assert word in answer.message
-    grown = before._replace(head=before.head + item.events, records=before.records + item.events)
-    assert victim.state() == grown
+    assert victim.state() == before._replace(
+        head=before.head + item.events,
+        records=before.records + item.events,
+        large_values=before.large_values + item.large_values,
+    )
 
 
 @pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS.keys())
@@ -585,7 +714,7 @@ METADATA: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.parametrize("method", ["SetVariable", "InitializeSession"])
+@pytest.mark.parametrize("method", ["SetVariable", "InitializeSession", *RUNS])
 @pytest.mark.parametrize("metadata", METADATA.values(), ids=METADATA.keys())
 def test_metadata_of_10_mb_is_refused(
     victim: Victim, method: str, metadata: dict[str, str]
@@ -594,6 +723,9 @@ def test_metadata_of_10_mb_is_refused(
     fields: Fields = {"session_id": "unborn"}
     if method == "SetVariable":
         fields = setting("integer", packed(2), session_id=victim.session.id)
+    elif method in RUNS:
+        fields = running("add", a=1)
+        fields["session_id"] = victim.session.id
     before = victim.state()
     request = message_of(method, **fields, metadata=metadata)
     answer = victim.send(method, request.SerializeToString())

@@ -20,7 +20,8 @@ import pytest
 from snakepit_bridge import bridge_service_pb2 as pb
 from tests.hostile import AT_ONCE, MIB, PATH, SLACK, Victim, field, own_channel, varint
 from tests.raw_http2 import PREFACE, RawClient
-from tests.test_error_table import message_of, setting
+from tests.test_error_table import message_of, running, setting
+from tests.tool_client import TOOLS
 from tests.wire_session import Session, packed, plain
 
 MESSAGE_LIMIT = 128 * MIB
@@ -40,7 +41,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Victim]:
     """A bridge of one's own, for what is judged by its memory."""
-    victim = Victim(tmp_path / "bridge.db")
+    victim = Victim(tmp_path / "bridge.db", *TOOLS)
     yield victim
     victim.close()
     assert victim.tracebacks == []
@@ -295,7 +296,10 @@ def test_refused_requests_do_not_stay_in_memory(fresh: Victim) -> None:
         "GetVariable": message_of("GetVariable", session_id="victim", variable_identifier=text),
         "SetVariable": message_of("SetVariable", session_id="victim", variable_identifier=text),
         "GetSession": message_of("GetSession", session_id=text),
-        "ExecuteTool": message_of("ExecuteTool", tool_name=text),
+        "ExecuteTool": message_of("ExecuteTool", **running("add", a=text)),
+        "ExecuteStreamingTool": message_of("ExecuteStreamingTool", **running("add", a=text)),
+        "ExecuteElixirTool": message_of("ExecuteElixirTool", tool_name=text),
+        "RegisterTools": message_of("RegisterTools", session_id="victim", worker_id=text),
         "WatchVariables": message_of("WatchVariables", session_id=text),
     }
     before = fresh.memory.now
@@ -303,7 +307,7 @@ def test_refused_requests_do_not_stay_in_memory(fresh: Victim) -> None:
     for method, message in requests.items():
         request = message.SerializeToString()
         for _ in range(times):
-            assert fresh.send(method, request).code in ("NOT_FOUND", "UNIMPLEMENTED")
+            assert fresh.send(method, request).code in ("NOT_FOUND", "INVALID_ARGUMENT")
         grown[method] = (fresh.memory.now - before) // MIB
     # One request is kept several times while it is answered, and malloc keeps some of that.
     assert max(grown.values()) <= 24 * size // MIB, f"MiB after {times} requests each: {grown}"

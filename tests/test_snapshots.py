@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,21 +21,36 @@ from snakepit_bridge.commands import (
     SetVariable,
     SetVariables,
     StartOptimization,
+    StartTool,
     StopOptimization,
 )
 from snakepit_bridge.errors import BridgeError, DataLoss, OffsetOutOfRange
 from snakepit_bridge.events.loaded import LoadedLog
-from snakepit_bridge.events.log import EventLog
+from snakepit_bridge.events.log import UNREFERENCED_NANOS, EventLog
 from snakepit_bridge.events.memory import MemoryLog
-from snakepit_bridge.events.model import Envelope, LogHead, LogId, StoredSnapshot
+from snakepit_bridge.events.model import Envelope, LogHead, LogId, StoredSnapshot, Value
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import complete, fold, load, state_at, transaction_at, versions
 from snakepit_bridge.events.snapshot import copied, open_snapshot, seal_snapshot
 from snakepit_bridge.events.sqlite import SqliteLog
+from snakepit_bridge.events.verification import verify_log
 from snakepit_bridge.sessions import find, newest_event, past_value
 from tests.direct import Direct, folded, integer, json_of, readable, whole
+from tests.engine_contract import NOW, swept
 from tests.logs import STEPS, Step, played, states
 from tests.test_append_failures import BEFORE, FailingLog
+from tests.test_replay import (
+    ARGUMENT,
+    LIVES,
+    RESULT,
+    SHARED,
+    SMALL,
+    TEXT,
+    Open,
+    finish,
+    start,
+    with_tools,
+)
 
 QUICK = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -404,6 +420,244 @@ def test_an_ended_session_that_was_cut_can_be_read_and_begins_anew(kept: Direct)
     again = kept.ask(RegisterVariable(Envelope("s"), "x", "integer", integer(1)))
     assert again.answer.offset == 2
     assert state_at(kept.engine, old, 10).ended == "cleanup"
+
+
+# Calls of tools.
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
+    """Opens one log, again and again."""
+    memory = MemoryLog()
+    return lambda: memory if request.param == "memory" else SqliteLog(tmp_path / "bridge.db")
+
+
+def faults(engine: EventLog, log: LogId) -> list[tuple[int, str]]:
+    return [(fault.offset, fault.what) for fault in verify_log(engine, head_of(engine, log))]
+
+
+def test_wherever_a_snapshot_is_taken_tools_and_open_calls_are_the_logs(open_log: Open) -> None:
+    log = with_tools(open_log)
+    engine = open_log()
+    taken = states(engine, log)
+    expected = whole(folded(engine, log))
+    for offset, then in taken.items():
+        engine.save_snapshot(log, seal_snapshot(copied(then)))
+        state, snapshot_offset = load(engine, head_of(engine, log))
+        assert snapshot_offset == offset
+        assert whole(state) == expected
+    for offset, then in taken.items():
+        assert readable(state_at(engine, log, offset)) == readable(then)
+    assert faults(engine, log) == []
+    engine.close()
+
+
+def test_a_log_that_is_cut_in_front_of_calls_among_them_and_behind_them(open_log: Open) -> None:
+    log = with_tools(open_log)
+    engine = open_log()
+    taken = states(engine, log)
+    last = max(taken)
+    for base, then in taken.items():
+        engine.save_snapshot(log, seal_snapshot(copied(then)))
+        engine.cut(LogHead(log, base, then.digest))
+        swept(engine, NOW)
+        swept(engine, NOW + UNREFERENCED_NANOS)
+        state, snapshot_offset = load(engine, head_of(engine, log))
+        assert snapshot_offset == base
+        assert whole(state) == whole(taken[last])
+        for offset in taken:
+            if offset >= base:
+                assert readable(state_at(engine, log, offset)) == readable(taken[offset])
+        assert faults(engine, log) == []
+    engine.close()
+
+
+REPEATED = {
+    command.envelope.request_id: command
+    for life in LIVES
+    for command in life
+    if isinstance(command, StartTool) and command.envelope.request_id
+}
+
+
+TRANSACTIONS = 26
+
+
+@pytest.mark.parametrize("place", range(TRANSACTIONS))
+def test_of_a_log_that_was_cut_no_request_starts_a_second_call(place: int) -> None:
+    engine = MemoryLog()
+    log = with_tools(lambda: engine)
+    ends = {
+        transaction.record.request.id: (transaction.last_offset, transaction.facts[-1][1].outcome)
+        for transaction in fold(engine, log)
+        if transaction.record.request.key == "finished"
+    }
+    assert sorted(ends) == ["r0", "r1", "r3", "r4"]
+    taken = states(engine, log)
+    assert len(taken) == TRANSACTIONS
+    base = sorted(taken)[place]
+    engine.save_snapshot(log, seal_snapshot(copied(taken[base])))
+    with Direct(engine) as direct:  # of which c5 is not
+        direct.cut(log, seal_snapshot(copied(taken[base])))
+        ends["r5"] = (head_of(engine, log).head + 1, "interrupted")
+        for number, (request_id, command) in enumerate(REPEATED.items()):
+            offset, outcome = ends[request_id]
+            again = command._replace(
+                run=command.run._replace(call_id=f"again {number}"),
+                # Whatever it comes from is over by now, and would be told so.
+                envelope=Envelope("s", request_id),
+            )
+            (result,) = direct.ask_all(again)
+            if offset <= base:
+                assert type(result) is OffsetOutOfRange
+                assert "is not done again" in result.message
+                continue
+            assert not isinstance(result, BridgeError)
+            assert (result.answer.offset, result.answer.duplicate) == (offset, True)
+            assert result.answer.finished is not None
+            assert result.answer.finished.facts[-1][1].outcome == outcome
+        (closed,) = list(fold(engine, log, *at_head(taken)))
+        (_, body) = closed.facts[0]
+        assert (body.call_id, body.started_offset) == ("c5", taken[max(taken)].calls["c5"].offset)
+        assert not direct.loaded("s").committed.calls
+        assert whole(direct.loaded("s").working) == whole(load(engine, head_of(engine, log))[0])
+    assert faults(engine, log) == []
+
+
+def at_head(taken: dict[int, SessionState]) -> tuple[int, bytes]:
+    return max(taken), taken[max(taken)].digest
+
+
+@pytest.mark.parametrize("value", [ARGUMENT, RESULT, SHARED])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_value_of_a_call_that_is_damaged_is_found_by_who_verifies(
+    open_log: Open, tmp_path: Path, value: Value, *, gone: bool
+) -> None:
+    log = with_tools(open_log)
+    engine = open_log()
+    first = min(t.record.first_offset for t in fold(engine, log) if value in t.values)
+    harm(engine, tmp_path, value, gone=gone)
+    ((offset, what),) = faults(engine, log)
+    assert offset == first
+    assert ("missing" if gone else "damaged") in what
+    engine.close()
+
+
+def harm(engine: EventLog, directory: Path, value: Value, *, gone: bool) -> None:
+    """Damage a value, or take it away, wherever the engine has it."""
+    file = directory / "bridge.db.values" / value.digest.hex()
+    if isinstance(engine, MemoryLog):
+        kept = engine._values.pop(value.digest)
+        if not gone:
+            engine._values[value.digest] = kept._replace(any=flipped(kept.any, 3))
+    elif file.exists():
+        file.unlink() if gone else file.write_bytes(flipped(file.read_bytes(), 9))
+    else:
+        assert isinstance(engine, SqliteLog)
+        change = 'UPDATE large_values SET "any" = ? WHERE digest = ?'
+        engine._writer.execute(change, (flipped(value.any, 3), value.digest))
+        if gone:
+            engine._writer.execute("DELETE FROM large_values WHERE digest = ?", (value.digest,))
+
+
+def test_a_snapshot_with_other_tools_or_calls_is_found_by_who_verifies() -> None:
+    def without(state: SessionState) -> None:
+        state.calls = {}
+
+    def more(state: SessionState) -> None:
+        call = state.calls["c5"]
+        state.calls = {**state.calls, "c6": call._replace(call_id="c6")}
+
+    def other(state: SessionState, **changed: object) -> None:
+        state.calls = {"c5": state.calls["c5"]._replace(**changed)}  # type: ignore[arg-type]
+
+    def tool(state: SessionState, **changed: object) -> None:
+        changed_tool = state.tools["b"]._replace(**changed)  # type: ignore[arg-type]
+        state.tools = {**state.tools, "b": changed_tool}
+
+    def forgotten(state: SessionState) -> None:
+        state.tools = {"b": state.tools["b"]}
+
+    differing: list[tuple[str, Callable[[SessionState], None]]] = [
+        ("calls", without),
+        ("calls", more),
+        ("calls", partial(other, tool="u")),
+        ("calls", partial(other, offset=1)),
+        ("calls", partial(other, time_unix_nanos=1)),
+        ("calls", partial(other, instance="another")),
+        ("calls", partial(other, request=None)),
+        ("calls", partial(other, request=("r5", "ExecuteTool", bytes(16)))),
+        ("tools", forgotten),
+        ("tools", partial(tool, id="tool_b_1")),
+        ("tools", partial(tool, spec=b"2")),
+        ("tools", partial(tool, worker_id="w1")),
+        ("tools", partial(tool, offset=1)),
+    ]
+    for what, change in differing:
+        engine = MemoryLog()
+        log = with_tools(lambda: engine)  # noqa: B023 - used at once
+        state = copied(folded(engine, log))
+        change(state)
+        engine.save_snapshot(log, seal_snapshot(state))
+        assert faults(engine, log) == [
+            (state.head, f"the snapshot differs from the fold in {what}")
+        ]
+
+
+def test_values_of_calls_go_an_hour_after_the_last_that_named_them(open_log: Open) -> None:
+    engine = open_log()
+    with Direct(engine) as direct:
+        now = NOW
+
+        def kept() -> set[Value]:
+            """An hour later."""
+            nonlocal now
+            swept(engine, now)
+            now += UNREFERENCED_NANOS
+            swept(engine, now)
+            found = engine.large_values([v.digest for v in (ARGUMENT, RESULT, SHARED)])
+            assert faults(engine, direct.loaded("s").id) == []
+            return set(found.values())
+
+        def cut() -> None:
+            """At a snapshot that is made now."""
+            stored = direct.snapshot("s")
+            at = LogHead(direct.loaded("s").id, stored.offset, stored.digest)
+            direct.perform(direct.committer.cut, at)
+
+        def again() -> Sequence[Value]:
+            finished = direct.ask(asked).answer.finished
+            assert finished is not None
+            return finished.values
+
+        asked = start("c1", ARGUMENT, SHARED, request_id="r")
+        direct.ask(asked)
+        direct.ask(RegisterVariable(Envelope("s"), "text", "string", TEXT))
+        assert kept() == {ARGUMENT, SHARED}
+        cut()  # while it runs
+        direct.ask(finish("c1", RESULT))
+        assert kept() == {RESULT, SHARED}
+        assert list(again()) == [RESULT]
+        direct.ask(start("c2", SHARED, RESULT))
+        cut()
+        direct.ask(DeleteVariable(Envelope("s"), "text"))
+        assert kept() == {SHARED}  # which the deletion names
+        with pytest.raises(OffsetOutOfRange, match="is not done again"):
+            again()
+        direct.ask(finish("c2", SMALL))
+        direct.ask(start("c3", ARGUMENT))  # which comes again as any other
+        cut()
+        assert kept() == set()
+        direct.ask(start("c4", ARGUMENT))
+        direct.ask(finish("c4", SHARED))
+        assert kept() == {ARGUMENT, SHARED}
+        assert [*direct.loaded("s").committed.calls] == ["c3"]
+        ended = direct.loaded("s").id
+        direct.ask(CleanupSession(Envelope("s"), "cleanup"))
+        assert kept() == {ARGUMENT, SHARED}
+        direct.ask(start("c5", SHARED))
+        direct.perform(direct.committer.drop, ended)
+        assert kept() == {SHARED}
 
 
 # When the committer asks for one.

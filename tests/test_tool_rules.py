@@ -328,3 +328,38 @@ def test_open_calls_are_bounded(engine: MemoryLog, monkeypatch: pytest.MonkeyPat
             direct.ask(start("c3"))
         direct.ask(finish("c1"))
         direct.ask(start("c3"))
+
+
+@pytest.fixture
+def short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last eight requests of a log are remembered."""
+    monkeypatch.setattr("snakepit_bridge.events.requests.REMEMBERED_REQUESTS", 8)
+
+
+def test_an_id_is_known_as_long_as_its_call_runs_or_its_end_is_known(
+    engine: MemoryLog, short_memory: None
+) -> None:
+    with Direct(engine) as direct:
+        direct.ask(start("c1", request_id="r"))
+        for number in range(9):
+            direct.ask(RegisterTools(Envelope("s", f"other-{number}"), [("a", b"")], "w"))
+        again = direct.ask(start("c2", request_id="r")).answer
+        assert (again.duplicate, again.finished) == (True, None)
+        with pytest.raises(RequestIdReused):
+            direct.ask(start("c2", ToolArgument("x", VALUE.digest, VALUE), request_id="r"))
+        direct.ask(finish("c1", value=VALUE))
+        again = direct.ask(start("c3", request_id="r")).answer
+        assert again.finished is not None
+        assert not direct.loaded("s").committed.calls
+
+
+def test_what_is_remembered_of_calls_follows_from_the_log(
+    engine: MemoryLog, short_memory: None
+) -> None:
+    with Direct(engine) as direct:
+        for number in range(20):
+            direct.ask(start(f"c{number}", request_id=f"r{number}"))
+            if number >= 6:  # so late that its start is forgotten
+                direct.ask(finish(f"c{number - 6}"))
+        log = direct.loaded("s")
+        assert whole(folded(engine, log.id)) == whole(log.working)

@@ -120,6 +120,15 @@ def entries(path: Path, session_id: str) -> list[Entry]:
         return list(_entries(copy, session_id))
 
 
+def entries_now(path: Path, session_id: str) -> list[Entry]:
+    """As ``entries``, of a bridge that goes on."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, path.name)
+        with closing(sqlite3.connect(path)) as file, closing(sqlite3.connect(copy)) as target:
+            file.backup(target)
+        return list(_entries(copy, session_id))
+
+
 def _entries(path: Path, session_id: str) -> Iterator[Entry]:
     engine = SqliteLog(path)
     try:

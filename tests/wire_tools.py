@@ -173,6 +173,12 @@ def log_in(user: str, password: str) -> str:
     return f"{user} has {len(password)} characters"
 
 
+@tool(sensitive=["password"])
+def refuse(password: str) -> None:
+    """Raise with words that quote what is not to be told."""
+    raise ValueError(f"{password!r} is wrong")
+
+
 @tool
 def which_thread() -> str:
     return threading.current_thread().name

@@ -185,6 +185,9 @@ class RequestTable:
             if not request.key:
                 self._add(whole, first)
                 continue
+            if record.events[0].HasField("tool_finished"):
+                self._add(_key(request.id, request.key), first)
+                continue  # what began it stands for itself
             # Beside its keys the batch is remembered as a whole, so that its id is not
             # taken for another request.
             if self._find(whole) is None:

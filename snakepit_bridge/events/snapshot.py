@@ -136,6 +136,8 @@ def differences(one: SessionState, other: SessionState, *, requests: bool) -> li
     found = [field for field in fields if getattr(one, field) != getattr(other, field)]
     if list(one.variables) != list(other.variables) and "variables" not in found:
         found.append("the order of variables")
+    if list(one.calls) != list(other.calls) and "calls" not in found:
+        found.append("the order of calls")
     if requests and _requests(one) != _requests(other):
         found.append("requests")
     return found
