@@ -18,7 +18,7 @@ from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import Envelope, Origin
 from snakepit_bridge.observers import Dispatcher, OnChange, OnError
 from snakepit_bridge.session_context import SessionContext
-from snakepit_bridge.tools.chunks import Chunk, chunk_of
+from snakepit_bridge.tools.chunks import Chunk, progress_chunk
 from snakepit_bridge.tools.context import ToolCancelled
 from snakepit_bridge.tools.pipe import Pipe
 from snakepit_bridge.tools.runner import Send
@@ -148,7 +148,7 @@ class ToolSession(SessionContext):
                 "report_progress would block the event loop it was called on: await "
                 "report_progress_async instead"
             )
-        chunk = _progress(done, total, message)
+        chunk = progress_chunk(done, total, message)
         if self._pipe.is_open:
             self._pipe.put(chunk)
         elif self._send is not None:  # from a thread that an async tool has begun
@@ -157,7 +157,7 @@ class ToolSession(SessionContext):
     async def report_progress_async(self, done: float, total: float = 0, message: str = "") -> None:
         """``report_progress`` for an event loop."""
         self.check_cancelled()
-        await self._sent(_progress(done, total, message))
+        await self._sent(progress_chunk(done, total, message))
 
     async def _sent(self, chunk: Chunk) -> None:
         if self._send is not None:
@@ -243,15 +243,3 @@ class ToolSession(SessionContext):
             # What a tool does must not reach the log before its start.
             call.hand_over()
         return super()._queue(task)
-
-
-def _progress(done: float, total: float, message: str) -> Chunk:
-    content: dict[str, object] = {"progress": done}
-    if total:
-        content["total"] = total
-    if message:
-        content["message"] = message
-    chunk = chunk_of(content)
-    if chunk is None:
-        raise AssertionError("a dictionary is a chunk")
-    return chunk._replace(metadata={"kind": "progress"})

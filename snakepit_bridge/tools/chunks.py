@@ -13,7 +13,7 @@ from snakepit_bridge.json_documents import DOCUMENT, write_document
 from snakepit_bridge.strict_json import MAX_DEPTH
 from snakepit_bridge.tools.failures import shortened
 
-__all__ = ["Chunk", "StreamChunk", "chunk_of", "refusal"]
+__all__ = ["Chunk", "StreamChunk", "chunk_of", "progress_chunk", "refusal"]
 
 _MAX_PATH = 300
 """Bytes of a path that a message names."""
@@ -65,6 +65,16 @@ def chunk_of(item: object) -> Chunk | None:
             return None
         return Chunk(_bytes(whole.data), _metadata(getattr(whole, "metadata", None)))
     return Chunk(_bytes(item), {})
+
+
+def progress_chunk(done: float, total: float, message: str) -> Chunk:
+    """Write what ``report_progress`` tells; a total of 0 is unknown."""
+    content: dict[str, object] = {"progress": done}
+    if total:
+        content["total"] = total
+    if message:
+        content["message"] = message
+    return Chunk(_bytes(content), {"kind": "progress"})
 
 
 def refusal(name: str, value: object, error: InvalidValue) -> str:

@@ -32,7 +32,7 @@ from snakepit_bridge.errors import (
     VariableNotFound,
 )
 from snakepit_bridge.tool_values import decode_argument
-from snakepit_bridge.tools.chunks import Chunk, chunk_of
+from snakepit_bridge.tools.chunks import Chunk, progress_chunk
 from snakepit_bridge.tools.context import ToolCancelled
 from snakepit_bridge.tools.remote_changes import RemoteChanges, Watched
 from snakepit_bridge.tools.remote_observers import OnChange, OnError, RemoteObservers
@@ -132,7 +132,7 @@ class RemoteSession:
         """
         if self._put is not None:
             _refuse_event_loop("report_progress")
-            self._put(_progress(done, total, message))
+            self._put(progress_chunk(done, total, message))
 
     async def report_progress_async(self, done: float, total: float = 0, message: str = "") -> None:
         """``report_progress`` for an event loop."""
@@ -543,18 +543,6 @@ def _refuse_event_loop(method: str) -> None:
 def _own(error: InvalidValue, value: Encoded) -> InvalidValue:
     """What is wrong with a value, where the bridge only knows that it was sent as none."""
     return value.error if value.error is not None and is_unencodable(error.message) else error
-
-
-def _progress(done: float, total: float, message: str) -> Chunk:
-    content: dict[str, object] = {"progress": done}
-    if total:
-        content["total"] = total
-    if message:
-        content["message"] = message
-    chunk = chunk_of(content)
-    if chunk is None:
-        raise AssertionError("a dictionary is a chunk")
-    return chunk._replace(metadata={"kind": "progress"})
 
 
 def _too_late(method: str) -> TimeoutError:
