@@ -23,6 +23,7 @@ from snakepit_bridge.errors import (
     BridgeError,
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     Unavailable,
     quote,
 )
@@ -53,6 +54,9 @@ its client no longer waits for."""
 
 FOREVER = 10 * 365 * 86_400.0
 """Seconds from which a deadline is none: gRPC's own reach to centuries."""
+
+LONG_SECRET = 256
+"""Characters of a sensitive argument from which a shortened message may hold a part of it."""
 
 MAX_UNWRITTEN = 1_000
 """Ends of calls that wait until the log takes them; their results stay in memory."""
@@ -228,6 +232,12 @@ class Call:
         log = self._calls.services.committer.peek(self.request.envelope.session_id)
         return log is not None and self._state.call_id in log.committed.calls
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the log closed it while it runs: its session ended."""
+        start = self._start
+        return start is not None and start.done() and not self._is_open
+
     def leave(self, why: BridgeError) -> None:
         """Wait for it no longer; who does so hears ``why``."""
         self._left = why
@@ -240,7 +250,7 @@ class Call:
         if calls.stopping is not None:
             self._abandon("interrupted", calls.stopping.message)
             raise calls.stopping
-        if self._start is not None and self._start.done() and not self._is_open:
+        if self.is_closed:
             raise Cancelled("the session ended before the tool could run")
         self.task = asyncio.current_task()
         calls.running[self._state.call_id] = self
@@ -319,6 +329,12 @@ class Call:
         outcome: Outcome = await asyncio.shield(self._write_end(command))
         if self._refused is not None:
             raise self._refused
+        if not outcome.answer.offset:
+            raise FailedPrecondition(
+                "the session ended while the tool ran: the log says that it was interrupted, and "
+                "its result is not kept",
+                outcome="interrupted",
+            )
         self._tell_end(result, duration)
         offset, epoch = outcome.answer.offset, outcome.log_epoch
         return ToolAnswer(command.call_id, result.value, failure, duration, offset, epoch)
@@ -440,11 +456,20 @@ class Call:
         )
 
     def _without_secrets(self, text: str) -> str:
-        """A message or traceback as it is recorded: it may quote what the tool was given."""
-        for name in self._definition.sensitive:
-            secret = self.request.arguments.get(name)
-            for quoted in {str(secret), repr(secret)} if secret not in (None, "") else ():
-                text = text.replace(quoted, f"<{name}>")
+        """A message or traceback as it is recorded: it may quote what the tool was given.
+
+        What is long, or has parts, may be quoted in part: then nothing is kept.
+        """
+        arguments = self.request.arguments
+        quoted = {}
+        for name in self._definition.sensitive & arguments.keys():
+            secret = arguments[name]
+            if not isinstance(secret, str | int | float | None) or len(str(secret)) > LONG_SECRET:
+                return f"(left out, as it may quote {name})"
+            if secret not in (None, ""):
+                quoted[str(secret)] = quoted[repr(secret)] = f"<{name}>"
+        for secret in sorted(quoted, key=len, reverse=True):
+            text = text.replace(secret, quoted[secret])
         return text
 
     def _job(self) -> Job:

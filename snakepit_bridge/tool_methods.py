@@ -204,7 +204,8 @@ class Tools:
             self._announced.pop(session_id, None)
             if force:
                 why = Cancelled(f"session {quote(session_id)} was cleaned up by force")
-                for call in running:
+                now = self._calls.of_session(session_id)
+                for call in {*running, *(call for call in now if call.is_closed)}:
                     call.leave(why)
 
         return ended

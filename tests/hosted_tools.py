@@ -223,7 +223,8 @@ def _hostile(what: str) -> object:
     return {"values": _RaisesInValues(a=1), "length": _RaisesInLength([1])}[what]
 
 
-HOSTILE = ("a released view", "values", "length")
+HOSTILE = {"a released view": "ValueError", "values": "KeyError", "length": "KeyError"}
+"""What looking at each of them on the event loop raises."""
 
 
 @tool
@@ -258,19 +259,21 @@ class FailsOnce(BaseAdapter):
         return [FailsOnce.prepared, self.session_context.session_id]
 
 
-class AwaitsItsContext(BaseAdapter):
-    """An instance for each call, made ready by a coroutine."""
-
+class _Awaiting(BaseAdapter):
     async def set_session_context(self, context: Any) -> None:  # type: ignore[override] # noqa: ANN401 - as people write it
         await asyncio.sleep(0)
         self.session_context = context
+
+
+class AwaitsItsContext(_Awaiting):
+    """An instance for each call, made ready by a coroutine."""
 
     @tool
     def awaited(self) -> str:
         return str(self.session_context.session_id)
 
 
-class AwaitsItsContextOnce(AwaitsItsContext):
+class AwaitsItsContextOnce(_Awaiting):
     """The same with one instance for all calls."""
 
     __thread_safe__ = True

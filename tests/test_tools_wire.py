@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -20,11 +19,12 @@ from google.protobuf.struct_pb2 import Value
 from google.protobuf.wrappers_pb2 import StringValue
 
 from snakepit_bridge import bridge_service_pb2 as pb
+from snakepit_bridge import bridge_service_pb2_grpc as stubs
 from snakepit_bridge.events.model import make_value
 from tests.bridge_process import BridgeProcess
 from tests.hostile import MIB, SLACK, memory_of, own_channel
 from tests.test_error_table import NEVER, NOWHERE, fault_of, register, running, setting
-from tests.test_tools_crash import lines
+from tests.test_tools_crash import lines, lives
 from tests.tool_client import (
     STRING_VALUE,
     TOOLS,
@@ -41,6 +41,9 @@ from tests.wire_session import TIMEOUT, packed, plain, refused
 from tests.wire_tools import note
 
 PROTOBUF_VALUE = "type.googleapis.com/google.protobuf.Value"
+PATIENCE = 10.0
+"""Seconds for what happens at once."""
+
 WAYS = ("", "_async", "_isolated")
 """How the names of tools end that do the same: in a thread, on the loop, in a process."""
 
@@ -309,7 +312,7 @@ def test_a_client_that_does_not_read_holds_up_its_tool(
             found.append(len(lines(runs)))
             return found[-1] == found[-2] == found[max(0, len(found) - 5)]
 
-        wait_until(stands_still, "the tool waits")
+        wait_until(stands_still, "the tool waits", PATIENCE)
         assert found[-1] < 400
         assert memory_of(session.bridge.process.pid).now < before + SLACK
         call.cancel()
@@ -445,7 +448,7 @@ def test_a_call_that_takes_too_long_is_deadline_exceeded(  # noqa: PLR0917 - arg
         fault = fault_of(call)
         assert (fault.reason, fault.field) == ("DEADLINE_EXCEEDED", "")
         assert f"'{tool}' took longer than the 0.3 s" in fault.message
-    wait_until(lambda: session.head == 3, "the end is written")
+    wait_until(lambda: session.head == 3, "the end is written", PATIENCE)
     (run,) = recorded(log, session)
     assert (run.outcome, run.start.body.deadline_unix_nanos > 0) == (
         "timeout",
@@ -453,18 +456,23 @@ def test_a_call_that_takes_too_long_is_deadline_exceeded(  # noqa: PLR0917 - arg
     )
 
 
-@pytest.mark.parametrize("tool", ["count_run_async", "count_run"])
+@pytest.mark.parametrize("tool", ["count_run_async", "count_run", "count_run_isolated"])
 def test_a_client_that_is_gone_cancels_its_call(
     log: Path, session: ToolSession, runs: Path, go: Path, tool: str
 ) -> None:
     session.start()
-    call = session.begin(tool, {"runs": str(runs), "go": str(go)})
-    wait_until(lambda: lines(runs), "the tool runs")
-    call.cancel()
-    wait_until(lambda: session.head == 3, "the end is written")
+    request = session.request(tool, {"runs": str(runs), "go": str(go)})
+    with own_channel(session.bridge.port) as channel:
+        call = stubs.BridgeServiceStub(channel).ExecuteTool.future(request, timeout=TIMEOUT)
+        wait_until(lambda: lines(runs), "the tool runs")
+    assert call.done()
+    wait_until(lambda: session.head == 3, "the end is written", PATIENCE)
     assert [run.outcome for run in recorded(log, session)] == ["cancelled"]
     if tool == "count_run_async":
         wait_until(lambda: lines(runs)[-1] == "CancelledError", "the tool is told")
+    elif tool == "count_run_isolated":
+        pid = int(lines(runs)[0].split()[1])
+        wait_until(lambda: not lives(pid), "its process is killed")
 
 
 @pytest.mark.parametrize("request_id", ["", "once"])
@@ -505,6 +513,29 @@ def test_a_session_that_ends_closes_its_calls(
     assert session.get("x").version == 1
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["ended", "begun anew"])
+def test_what_the_log_says_of_an_end_is_what_the_client_is_told(
+    log: Path, session: ToolSession, runs: Path, go: Path, anew: bool
+) -> None:
+    """A tool that uses no session ends well after its call was closed with its session."""
+    session.start()
+    call = session.begin("count_run", {"runs": str(runs), "go": str(go)})
+    wait_until(lambda: lines(runs), "the tool runs")
+    session.end()
+    if anew:
+        session.start()
+    go.touch()
+    (run,) = recorded(log, session)
+    assert run.outcome == "interrupted"
+    assert run.end is not None
+    told = call.exception()
+    if told is None:
+        answer = call.result()
+        assert (answer.offset, answer.log_epoch) == (run.end.offset, run.end.epoch)
+    else:
+        assert told.code() is not grpc.StatusCode.OK
+
+
 @pytest.mark.parametrize("use", ["set", "register", "get", "list", "history", "check"])
 def test_a_tool_that_was_left_hears_of_it_at_its_next_use(
     session: ToolSession, runs: Path, go: Path, use: str
@@ -512,13 +543,14 @@ def test_a_tool_that_was_left_hears_of_it_at_its_next_use(
     session.register("x", 1)
     call = session.begin("late_use", {"runs": str(runs), "go": str(go), "use": use})
     wait_until(lambda: lines(runs), "the tool runs")
-    head = session.head
+    # Without an id the tool may run before its start is written.
+    wait_until(lambda: session.head == 3, "its start is written", PATIENCE)
     call.cancel()
-    wait_until(lambda: session.head > head, "its end is written")
+    wait_until(lambda: session.head == 4, "its end is written", PATIENCE)
     note(str(go), "go")
     wait_until(lambda: len(lines(runs)) == 2, "the tool goes on")
     assert lines(runs)[1] == "ToolCancelled"
-    assert session.head == head + 1
+    assert session.head == 4
 
 
 # Where tools run.
@@ -577,22 +609,25 @@ def test_the_start_of_a_request_with_an_id_is_durable_before_the_tool_runs(
     assert len(lines(with_id)) == 2
 
 
+@pytest.mark.parametrize("request_id", ["", "once"])
 def test_the_end_of_a_call_is_durable_before_its_answer(
-    log: Path, session: ToolSession, tmp_path: Path
+    log: Path, session: ToolSession, runs: Path, go: Path, request_id: str
 ) -> None:
     session.start()
-    answered = threading.Event()
-    calls = []
+    arguments = {"runs": str(runs), "go": str(go), "use": "check"}
+    call = session.begin("late_use", arguments, request_id=request_id)
+    wait_until(partial(lines, runs), "the tool runs")
     with held(log):
-        files = [tmp_path / "first", tmp_path / "second"]
-        for runs in files:
-            call = session.begin("count_run", {"runs": str(runs)})
-            call.add_done_callback(lambda _: answered.set())
-            calls.append(call)
-            wait_until(partial(lines, runs), "the tool runs")
+        go.touch()
+        wait_until(lambda: len(lines(runs)) == 2, "it is about to end")
+        # As long as this takes, an answer would take.
+        other = session.begin("count_run", {"runs": str(runs)})
+        wait_until(lambda: len(lines(runs)) == 3, "another one runs")
         session.bridge.stub.Ping(pb.PingRequest(), timeout=TIMEOUT)
-        assert not answered.is_set()
-    assert all(call.result().success for call in calls)
+        assert not call.done()
+        assert not other.done()
+    assert call.result().success
+    assert other.result().success
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -636,16 +671,13 @@ def test_a_repeated_request_without_a_result_is_refused(
     call = session.begin(tool, arguments, request_id="once")
     wait_until(lambda: lines(runs), "the tool runs")
     if outcome == "interrupted":
-        epoch = session.call("GetSession").log_epoch
         session.end()
-        with refused("FAILED_PRECONDITION"):
-            session.run(tool, arguments, request_id="once", log_epoch=epoch)
     else:
         if outcome == "cancelled":
             call.cancel()
-        wait_until(lambda: session.head == 3, "the end is written")
-        with refused("FAILED_PRECONDITION", "'once'", outcome):
-            session.run(tool, arguments, request_id="once")
+        wait_until(lambda: session.head == 3, "the end is written", PATIENCE)
+    with refused("FAILED_PRECONDITION", "'once'", outcome):
+        session.run(tool, arguments, request_id="once")
     assert sum(line == "run" for line in lines(runs)) == 1
 
 
@@ -665,7 +697,7 @@ def test_who_joins_a_call_waits_as_long_as_it_likes(
     session.start()
     first = session.begin("count_run", arguments, timeout=1, request_id="once")
     wait_until(lambda: lines(runs), "the tool runs")
-    second = session.begin("count_run", arguments, request_id="once")
+    second = session.begin("count_run", arguments, timeout=PATIENCE, request_id="once")
     assert first.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     # The bridge's own clock is beyond that as well once a later deadline is over.
     with refused("DEADLINE_EXCEEDED"):
@@ -687,4 +719,20 @@ def test_all_who_ask_at_once_get_one_result(session: ToolSession, runs: Path, go
     assert sum(not answer.duplicate for answer in answers) == 1
     assert len({(answer.tool_call_id, answer.offset) for answer in answers}) == 1
     assert {value_of(answer) for answer in answers} == {"done"}
+    assert len(lines(runs)) == 1
+
+
+def test_all_who_wait_are_told_why_a_call_was_left(
+    session: ToolSession, runs: Path, go: Path
+) -> None:
+    session.start()
+    arguments = {"runs": str(runs), "go": str(go)}
+    calls = [session.begin("count_run", arguments, request_id="once") for _ in range(3)]
+    wait_until(lambda: lines(runs), "the tool runs")
+    # What is asked after the others on one connection, and on the same log, comes after them.
+    assert session.value("add", {"a": 1}) == 2
+    session.end(force=True)
+    for call in calls:
+        assert call.code() is grpc.StatusCode.CANCELLED
+        assert "was cleaned up by force" in call.details()
     assert len(lines(runs)) == 1
