@@ -125,7 +125,10 @@ def _classes() -> tuple[dict[str, type[BridgeError]], dict[str, type[BridgeError
         if "reason" in vars(kind):
             reasons.setdefault(kind.reason, kind)
         codes.setdefault(kind.code, kind)
-        waiting += kind.__subclasses__()
+        # Those of the tree itself: other modules make some of their own.
+        waiting += [
+            each for each in kind.__subclasses__() if each.__module__ == BridgeError.__module__
+        ]
     return reasons, codes
 
 
