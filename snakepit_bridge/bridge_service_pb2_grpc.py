@@ -140,7 +140,7 @@ class BridgeServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Ping(self, request, context):
-        """Is anyone there? Touches no session.
+        """Is anyone there, and with which tools? Touches no session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

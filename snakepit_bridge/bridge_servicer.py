@@ -109,6 +109,11 @@ class BridgeServicer:
         """
         self._committer = committer
         self._tools = tools
+        described = pb.PingResponse()
+        for name, spec in tools.items():
+            described.tools[name].ParseFromString(spec)
+        self._described: bytes = described.SerializeToString()
+        """``PingResponse.tools``: two messages, one after the other, are one with both's fields."""
         self._ending = ending
         self._gate = gate
         self._max_message_bytes = max_message_bytes
@@ -160,6 +165,14 @@ class BridgeServicer:
 
         return method
 
+    async def tools_of(self, session_id: str) -> Mapping[str, bytes]:
+        """Serialized ``ToolSpec`` messages by name: what workers registered, and what runs here."""
+        log = await self._log(session_id)
+        if log is None or not log.committed.live:
+            return self._tools
+        registered = {name: tool.spec for name, tool in log.committed.tools.items()}
+        return {**registered, **self._tools}
+
     async def initialize_session(self, call: Call) -> bytes:
         outcome: Outcome = await self._gate.submit(
             Mutation(wire.initialize_session, _as_it_is, call), len(call.raw)
@@ -179,7 +192,8 @@ class BridgeServicer:
         request = wire.parse(pb.PingRequest, raw)
         response = pb.PingResponse(message=f"pong: {request.message}")
         response.server_time.GetCurrentTime()
-        return response.SerializeToString()
+        answer: bytes = response.SerializeToString()
+        return answer + self._described if request.include_tools else answer
 
     async def heartbeat(self, raw: bytes) -> bytes:
         request = wire.parse(pb.HeartbeatRequest, raw)

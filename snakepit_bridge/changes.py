@@ -31,7 +31,8 @@ from snakepit_bridge.events.selection import Selection
 from snakepit_bridge.observers import Dispatcher
 from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.sessions import earlier_log
-from snakepit_bridge.variable_views import EVENT_KINDS, Change, as_change
+from snakepit_bridge.variable_views import as_change
+from snakepit_bridge.views import EVENT_KINDS, Change
 
 __all__ = ["Changes", "Start"]
 

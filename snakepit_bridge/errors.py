@@ -23,6 +23,8 @@
     │   └── WatchClosed              UNAVAILABLE          a watch that can go on elsewhere
     ├── DeadlineExceeded             DEADLINE_EXCEEDED    a tool took too long
     ├── Cancelled                    CANCELLED            a tool was cancelled, by somebody else
+    ├── Unauthenticated              UNAUTHENTICATED      the bridge wants a token
+    ├── PermissionDenied             PERMISSION_DENIED    not this one
     ├── Unimplemented                UNIMPLEMENTED        a method that this release does not serve
     ├── DataLoss                     DATA_LOSS            a stored record is damaged
     ├── ToolRaised                   INTERNAL             a streaming tool raised
@@ -55,11 +57,13 @@ __all__ = [
     "NotFound",
     "OffsetOutOfRange",
     "OutcomeUnknown",
+    "PermissionDenied",
     "RequestIdReused",
     "ResourceExhausted",
     "SessionNotFound",
     "ToolNotFound",
     "ToolRaised",
+    "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "VariableNotFound",
@@ -265,6 +269,32 @@ class DeadlineExceeded(BridgeError):
 class Cancelled(BridgeError):
     code = "CANCELLED"
     reason = "CANCELLED"
+
+
+class Unauthenticated(BridgeError):
+    """A call without a token, where every call has to carry one."""
+
+    code = "UNAUTHENTICATED"
+    reason = "TOKEN_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this bridge answers only calls that carry its token, and there is none in this one: "
+            "send it as the gRPC metadata 'authorization: Bearer TOKEN'"
+        )
+
+
+class PermissionDenied(BridgeError):
+    """A call with a token that is not the bridge's, which is not repeated in the message."""
+
+    code = "PERMISSION_DENIED"
+    reason = "TOKEN_REFUSED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the token that this call carries is not the one of this bridge: send what is in the "
+            "file that it was started with (--token-file)"
+        )
 
 
 class ToolRaised(BridgeError):

@@ -27,11 +27,13 @@ from snakepit_bridge.errors import (
     Unimplemented,
     without_frames,
 )
-from snakepit_bridge.tool_methods import ToolStream
+from snakepit_bridge.forwarding import Answered
+from snakepit_bridge.tokens import check_token
+from snakepit_bridge.tool_methods import CallStream
 from snakepit_bridge.watching import Send, Stream
 from snakepit_bridge.wire import Call, GrpcMetadata
 
-__all__ = ["SERVICE", "Conversation", "Door", "Methods", "fail", "handlers"]
+__all__ = ["SERVICE", "Conversation", "Door", "LockedDoor", "Methods", "fail", "handlers"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,27 @@ class Door:
         self.inside -= 1
 
 
+class LockedDoor(Door):
+    """A door that opens only to calls with the bridge's token, whatever they ask for.
+
+    The headers of a call are all that is looked at before.
+    """
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token.encode()
+
+    def __call__(self, context: Context) -> Self:
+        """Look at the token, then as any door.
+
+        :raises Unauthenticated: the call carries no token.
+        :raises PermissionDenied: it carries another.
+        :raises Unavailable: the bridge is draining.
+        """
+        check_token(self._token, context.invocation_metadata() or ())
+        return super().__call__(context)
+
+
 Conversation = Callable[[AsyncIterator[bytes], str, Send], Awaitable[None]]
 """A method that gets requests as they come, the name of its connection, and what sends."""
 
@@ -81,7 +104,7 @@ class Methods(NamedTuple):
     queries: Mapping[str, Query]
     mutations: Mapping[str, Mutate]
     streams: Mapping[str, Stream]
-    tool_streams: Mapping[str, ToolStream]
+    call_streams: Mapping[str, CallStream]
     conversations: Mapping[str, Conversation]
 
 
@@ -97,8 +120,8 @@ def handlers(methods: Methods, door: Door, max_size: int) -> grpc.GenericRpcHand
         made[name] = _mutation(mutation, door, max_size)
     for name, stream in methods.streams.items():
         made[name] = _stream(stream, door, max_size)
-    for name, tool_stream in methods.tool_streams.items():
-        made[name] = _tool_stream(tool_stream, door, max_size)
+    for name, call_stream in methods.call_streams.items():
+        made[name] = _call_stream(call_stream, door, max_size)
     for name, conversation in methods.conversations.items():
         made[name] = _conversation(conversation, door, max_size)
 
@@ -106,7 +129,7 @@ def handlers(methods: Methods, door: Door, max_size: int) -> grpc.GenericRpcHand
         SERVICE.full_name,
         {
             method.name: _HANDLERS[method.client_streaming, method.server_streaming](
-                made.get(method.name) or _unimplemented(method.name)
+                made.get(method.name) or _unimplemented(method.name, door)
             )
             for method in SERVICE.methods
         },
@@ -174,7 +197,7 @@ def _stream(method: Stream, door: Door, max_size: int) -> Callable[[bytes, Conte
     return handle
 
 
-def _tool_stream(method: ToolStream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
+def _call_stream(method: CallStream, door: Door, max_size: int) -> Callable[[bytes, Context], Any]:
     async def handle(raw: bytes, context: Context) -> None:
         try:
             with door(context):
@@ -182,7 +205,9 @@ def _tool_stream(method: ToolStream, door: Door, max_size: int) -> Callable[[byt
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
                 headers = context.invocation_metadata() or ()
-                await method(Call(raw, headers, context.time_remaining), context.write)
+                stream = method(Call(raw, headers, context.time_remaining), context.write)
+                raw = b""  # it may be long, and the stream may be open for hours
+                await stream
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error  # as above
         except Exception as error:
@@ -223,10 +248,14 @@ def _too_large(size: int, limit: int) -> ResourceExhausted:
     )
 
 
-def _unimplemented(name: str) -> Callable[[Any, Context], Any]:
+def _unimplemented(name: str, door: Door) -> Callable[[Any, Context], Any]:
     async def handle(request: object, context: Context) -> None:
         del request  # as above: the frame outlives the call
-        await fail(context, Unimplemented(f"{name} is not served by this release"))
+        try:
+            with door(context):
+                raise Unimplemented(f"{name} is not served by this release")
+        except BridgeError as error:
+            await fail(context, error)
 
     return handle
 
@@ -234,9 +263,12 @@ def _unimplemented(name: str) -> Callable[[Any, Context], Any]:
 async def fail(context: Context, error: Exception) -> None:
     """End a call with an error: status, message, details and trailers, all at once.
 
-    The details repeat the message, because clients show the one or the other. Aborting a call
-    raises; this never returns.
+    The details repeat the message, because clients show the one or the other. What the shared
+    bridge answered goes back as it came. Aborting a call raises; this never returns.
     """
+    if isinstance(error, Answered):
+        without_frames(error)
+        await context.abort(error.status, error.message, error.trailers)
     if not isinstance(error, BridgeError):
         logger.error("a call failed inside the bridge", exc_info=error)
         error = InternalError("the bridge failed on this call; see its log")

@@ -35,17 +35,19 @@ from snakepit_bridge.elixir import Elixir
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.urls import open_log
+from snakepit_bridge.forwarding import Forwarding, SharedBridge
 from snakepit_bridge.heartbeats import HeartbeatConfig, Heartbeats
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.observers import Dispatcher
 from snakepit_bridge.off_loop import off_loop
-from snakepit_bridge.rpc import SERVICE, Door, Methods, handlers
+from snakepit_bridge.rpc import SERVICE, Door, LockedDoor, Methods, handlers
 from snakepit_bridge.slots import open_slot
 from snakepit_bridge.stdout import claim_stdout
 from snakepit_bridge.telemetry.stream import TelemetryStream
+from snakepit_bridge.tokens import TokenUnusable, read_token
 from snakepit_bridge.tool_calls import Calls
 from snakepit_bridge.tool_methods import Tools
-from snakepit_bridge.tool_session import ToolServices
+from snakepit_bridge.tool_session import OwnPort, ToolServices
 from snakepit_bridge.tools.adapters import Toolbox, load_toolbox
 from snakepit_bridge.tools.processes import Processes
 from snakepit_bridge.tools.runner import Runner
@@ -53,6 +55,7 @@ from snakepit_bridge.upkeep import Upkeep
 from snakepit_bridge.watching import Watches
 
 __all__ = [
+    "Access",
     "CannotServe",
     "Settings",
     "ToolSettings",
@@ -78,6 +81,18 @@ class ToolSettings(NamedTuple):
     """In place of the limit."""
 
 
+class Access(NamedTuple):
+    """Who may call this bridge, and which one it calls itself; the tokens are in files."""
+
+    token_file: Path | None = None
+    """Of the token that each call has to carry; ``None`` = none."""
+    bridge: str = ""
+    """``HOST:PORT`` of the shared bridge, whose sessions and variables are served; empty = this
+    one has its own."""
+    bridge_token_file: Path | None = None
+    """Of the token that the shared bridge wants."""
+
+
 class Settings(NamedTuple):
     """What a person may choose; the command line explains each."""
 
@@ -91,6 +106,7 @@ class Settings(NamedTuple):
     tools: ToolSettings = ToolSettings()
     slots: Path | None = None
     """Directory of logs, of which the first is taken that is free."""
+    access: Access = Access()
 
 
 class CannotServe(Exception):
@@ -100,7 +116,8 @@ class CannotServe(Exception):
 def run(settings: Settings) -> None:
     """Serve until a signal, on uvloop where there is one; owns the process.
 
-    :raises CannotServe: the port is taken, or the ready file cannot be written.
+    :raises CannotServe: the port is taken, the ready file cannot be written, or there is no token
+        in its file.
     :raises LogUnusable: the log cannot be opened.
     :raises AdapterUnusable: an adapter cannot be loaded.
     """
@@ -150,24 +167,25 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_no_traceback_for_headers)
+    token = _token(settings.access.token_file)
+    shared_token = _token(settings.access.bridge_token_file)
     toolbox = load_toolbox(settings.tools.adapters)
     engine = open_log(settings.log) if settings.slots is None else open_slot(settings.slots)
     limits = settings.limits
     committer = Committer(engine, decider(limits), recall)
     upkeep = Upkeep(committer, limits)
-    door = Door()
+    door = LockedDoor(token) if token else Door()
     try:
         gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
-        bench = _Bench(settings, committer, gate, toolbox)
+        bench = _Bench(settings, committer, gate, toolbox, token)
         door.is_tool = bench.tools.is_running
-        watches = Watches(committer, gate, loop, limits)
-        methods = handlers(
-            _methods(settings, committer, gate, bench, watches), door, limits.message_size
-        )
+        sessions = _Sessions(settings, committer, gate, bench, shared_token)
+        methods = handlers(sessions.methods, door, limits.message_size)
         server, health_servicer, port = await _start(methods, settings)
         bench.start(port, stop.set)
         committer.start()
         upkeep.start()
+        sessions.start()
         # What was imported stays. Each full collection would look at all of it, for 35 ms.
         gc.freeze()
         logger.info("serving %s on port %d", engine.url, port)
@@ -176,20 +194,38 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
             await stop.wait()
             await health_servicer.enter_graceful_shutdown()
         finally:
-            await _drain(server, door, watches, bench, settings.grace)
+            await _drain(server, door, sessions, bench, settings.grace)
+            await sessions.hang_up()
     finally:
         await off_loop(upkeep.stop)
         await off_loop(committer.close)
     logger.info("stopped")
 
 
+def _token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return read_token(path)
+    except TokenUnusable as error:
+        raise CannotServe(str(error)) from error
+
+
 class _Bench:
     """What tools are run with, and what connects them with Elixir."""
 
     def __init__(
-        self, settings: Settings, committer: Committer, gate: Gate, toolbox: Toolbox
+        self,
+        settings: Settings,
+        committer: Committer,
+        gate: Gate,
+        toolbox: Toolbox,
+        token: str,
     ) -> None:
-        """On the running loop."""
+        """On the running loop.
+
+        :param token: that this bridge wants of each call, those of tools included.
+        """
         loop = asyncio.get_running_loop()
         limits, chosen = settings.limits, settings.tools
         size = limits.message_size
@@ -200,12 +236,15 @@ class _Bench:
         address = chosen.elixir_address
         self.elixir = Elixir(address, max_size=size) if address else None
         self._dispatcher = Dispatcher(committer)
-        services = ToolServices(committer, self._dispatcher, self.elixir, loop)
-        processes = Processes(limits.tool_processes, lambda: self._port, max_size=limits.value_size)
+        own_port = OwnPort(lambda: self._port, token) if settings.access.bridge else None
+        services = ToolServices(committer, self._dispatcher, self.elixir, loop, own_port)
+        processes = Processes(
+            limits.tool_processes, lambda: self._port, max_size=limits.value_size, token=token
+        )
         threads = chosen.threads or limits.tool_threads
         runner = Runner(loop, processes, threads=threads, max_size=limits.value_size)
-        calls = Calls(services, runner, gate, self.telemetry, record=chosen.record)
-        self.tools = Tools(toolbox, calls, max_calls=limits.tool_calls)
+        self.calls = Calls(services, runner, gate, self.telemetry, record=chosen.record)
+        self.tools = Tools(toolbox, self.calls, max_calls=limits.tool_calls)
 
     def start(self, port: int, on_lost: Callable[[], None]) -> None:
         """Begin, once the port is known.
@@ -230,34 +269,82 @@ class _Bench:
         self._dispatcher.close(wait=False)
 
 
-def _methods(
-    settings: Settings, committer: Committer, gate: Gate, bench: _Bench, watches: Watches
-) -> Methods:
-    tools = bench.tools
-    servicer = BridgeServicer(
-        committer,
-        gate,
-        tools.specs,
-        tools.ending,
-        max_message_bytes=settings.limits.message_size,
-    )
-    mutations = {
-        **servicer.mutations,
-        "ExecuteTool": tools.execute_tool,
-        "GetExposedElixirTools": tools.get_exposed_elixir_tools,
-        "ExecuteElixirTool": tools.execute_elixir_tool,
-    }
-    return Methods(
-        servicer.queries,
-        mutations,
-        {"WatchVariables": watches.watch_variables},
-        {"ExecuteStreamingTool": tools.execute_streaming_tool},
-        {"StreamTelemetry": bench.telemetry.stream_telemetry},
-    )
+class _Sessions:
+    """The methods about sessions and variables, answered here or at the shared bridge."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        committer: Committer,
+        gate: Gate,
+        bench: _Bench,
+        shared_token: str,
+    ) -> None:
+        """On the running loop."""
+        loop = asyncio.get_running_loop()
+        tools = bench.tools
+        local = BridgeServicer(
+            committer,
+            gate,
+            tools.specs,
+            tools.ending,
+            max_message_bytes=settings.limits.message_size,
+        )
+        self._watches = Watches(committer, gate, loop, settings.limits)
+        self._look: asyncio.Task[None] | None = None
+        of_tools = {
+            "ExecuteTool": tools.execute_tool,
+            "GetExposedElixirTools": tools.get_exposed_elixir_tools,
+            "ExecuteElixirTool": tools.execute_elixir_tool,
+        }
+        streams = {"ExecuteStreamingTool": tools.execute_streaming_tool}
+        telemetry = {"StreamTelemetry": bench.telemetry.stream_telemetry}
+        address = settings.access.bridge
+        if not address:
+            self._shared = self._forwarding = None
+            self.methods = Methods(
+                local.queries,
+                {**local.mutations, **of_tools},
+                {"WatchVariables": self._watches.watch_variables},
+                streams,
+                telemetry,
+            )
+            return
+        self._shared = SharedBridge(address, shared_token)
+        self._forwarding = forwarding = Forwarding(self._shared, local, bench.calls, gate)
+        self.methods = Methods(
+            {"Ping": local.ping},
+            {
+                "RegisterTools": local.mutations["RegisterTools"],
+                **forwarding.methods,
+                **of_tools,
+            },
+            {},
+            {"WatchVariables": forwarding.watch_variables, **streams},
+            telemetry,
+        )
+
+    def start(self) -> None:
+        """Once calls are answered."""
+        if self._forwarding is not None:
+            self._look = asyncio.get_running_loop().create_task(self._forwarding.look())
+
+    async def end_watches(self) -> None:
+        """End every watch within a moment."""
+        await self._watches.close()
+        if self._forwarding is not None:
+            await self._forwarding.close()
+
+    async def hang_up(self) -> None:
+        """Let go of the shared bridge."""
+        if self._look is not None:
+            self._look.cancel()
+        if self._shared is not None:
+            await self._shared.close()
 
 
 async def _drain(
-    server: grpc.aio.Server, door: Door, watches: Watches, bench: _Bench, grace: float
+    server: grpc.aio.Server, door: Door, sessions: _Sessions, bench: _Bench, grace: float
 ) -> None:
     """Let no call in, answer those that have arrived, then stop.
 
@@ -268,7 +355,7 @@ async def _drain(
     end = loop.time() + grace
     door.shut = True
     logger.info("draining %d calls", door.inside)
-    await watches.close()
+    await sessions.end_watches()
     await _quiet(door, end - LONGEST_INTERRUPTION, bench.telemetry)
     await bench.stop()
     await bench.telemetry.close()

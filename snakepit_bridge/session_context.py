@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 from snakepit_bridge.changes import Changes, Start
@@ -47,20 +47,21 @@ from snakepit_bridge.sessions import (
     past_value,
 )
 from snakepit_bridge.upkeep import Upkeep
-from snakepit_bridge.variable_views import (
+from snakepit_bridge.variable_views import as_variable, as_version
+from snakepit_bridge.views import (
     BatchRefused,
     BatchResult,
     Change,
+    Reading,
     Variable,
     VariableVersion,
-    as_variable,
-    as_version,
 )
 
 __all__ = [
     "BatchRefused",
     "BatchResult",
     "Change",
+    "Reading",
     "SessionContext",
     "Variable",
     "VariableVersion",
@@ -190,6 +191,14 @@ class SessionContext:
     async def get_variables_async(self, identifiers: Iterable[str]) -> dict[str, Variable]:
         """``get_variables`` for an event loop."""
         return await self._read_async(_variables(list(identifiers)))
+
+    def read_variables(self, identifiers: Iterable[str]) -> Reading:
+        """``get_variables``, with the moment: which log, and how far it was."""
+        return self._read("read_variables", _reading(list(identifiers)))
+
+    async def read_variables_async(self, identifiers: Iterable[str]) -> Reading:
+        """``read_variables`` for an event loop."""
+        return await self._read_async(_reading(list(identifiers)))
 
     def list_variables(self, pattern: str = "") -> list[Variable]:
         """Live variables in the order of registration whose names match.
@@ -537,10 +546,17 @@ def _variable(identifier: str) -> Callable[[LoadedLog], Variable | None]:
 
 
 def _variables(identifiers: Sequence[str]) -> Callable[[LoadedLog], dict[str, Variable]]:
-    def read(log: LoadedLog) -> dict[str, Variable]:
+    reading = _reading(identifiers)
+    return lambda log: dict(reading(log).variables)
+
+
+def _reading(identifiers: Sequence[str]) -> Callable[[LoadedLog], Reading]:
+    def read(log: LoadedLog) -> Reading:
         with log.lock:
+            head = log.committed.head
             states = {key: log.committed.find(key) for key in identifiers}
-        return {key: as_variable(state) for key, state in states.items() if state is not None}
+        found = {key: as_variable(state) for key, state in states.items() if state is not None}
+        return Reading(log.id.session_id, log.id.epoch, head, MappingProxyType(found))
 
     return read
 

@@ -28,10 +28,10 @@ from snakepit_bridge.errors import (
     quote,
 )
 from snakepit_bridge.events.gate import Gate
-from snakepit_bridge.events.model import Envelope, Value
+from snakepit_bridge.events.model import Envelope, Origin, Value
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.telemetry.stream import TelemetryStream
-from snakepit_bridge.tool_session import CallState, ToolServices, ToolSession
+from snakepit_bridge.tool_session import CallState, FarToolSession, ToolServices, ToolSession
 from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
 from snakepit_bridge.tools.chunks import Chunk
 from snakepit_bridge.tools.context import ToolCancelled
@@ -107,6 +107,20 @@ class Calls:
         """The calls of a session that run."""
         running = self.running.values()
         return [call for call in running if call.request.envelope.session_id == session_id]
+
+    async def asking(self, session_id: str, origin: Origin) -> Call | None:
+        """The call that a request says it comes from, if that is open in the log.
+
+        Waits until its start is durable: what it does elsewhere must not come before that.
+        """
+        call = self.running.get(origin.tool_call_id)
+        if (
+            call is None
+            or call.request.envelope.session_id != session_id
+            or origin.source != f"tool:{call.request.tool}"
+        ):
+            return None
+        return call if await call.opened() else None
 
     def submit(self, command: StartTool | FinishTool) -> asyncio.Future[Any]:
         return self.gate.submit(_Task(command))
@@ -184,7 +198,7 @@ class Call:
         limit = min(limits, default=FOREVER)
         self._limit = limit if limit < FOREVER else None
         self._began = time.monotonic_ns()
-        self._session: ToolSession | None = None
+        self._session: ToolSession | FarToolSession | None = None
         self._start: asyncio.Future[Outcome] | None = None
         self._end: asyncio.Future[Outcome] | None = None
         self.task: asyncio.Task[Any] | None = None
@@ -231,6 +245,13 @@ class Call:
         """Whether the log has this call open, once its start is durable."""
         log = self._calls.services.committer.peek(self.request.envelope.session_id)
         return log is not None and self._state.call_id in log.committed.calls
+
+    async def opened(self) -> bool:
+        """Wait until its start is durable, or refused; gives whether it is open."""
+        if self._start is not None and not self._start.done():
+            self._calls.gate.flush()
+            await asyncio.wait((self._start,))
+        return self._is_open and not self._state.over
 
     @property
     def is_closed(self) -> bool:
@@ -395,16 +416,16 @@ class Call:
         except Exception as error:
             raise _ClientGone from error
 
-    def _its_session(self) -> ToolSession:
+    def _its_session(self) -> ToolSession | FarToolSession:
         if self._session is None:
             about = self.request.envelope
-            self._session = ToolSession(
+            self._session = self._calls.services.session(
                 about.session_id,
-                self._calls.services,
                 self._state,
                 about.metadata,
                 send=None if self._send is None else self._counted,
                 pipe=self._pipe,
+                deadline=self._deadline(),
             )
         return self._session
 
@@ -418,9 +439,12 @@ class Call:
                 asyncio.run_coroutine_threadsafe(self._calls.flush(), services.loop).result()
             self._state.handed_over = True
 
+    def _deadline(self) -> int:
+        """Unix nanoseconds; 0 = none. Of a call that begins now."""
+        return 0 if self._limit is None else time.time_ns() + int(self._limit * 1e9)
+
     def _start_command(self) -> StartTool:
-        deadline = 0 if self._limit is None else time.time_ns() + int(self._limit * 1e9)
-        run = ToolRun(self._state.call_id, deadline)
+        run = ToolRun(self._state.call_id, self._deadline())
         arguments = self._recorded_arguments()
         streaming = self._send is not None
         return StartTool(self.request.envelope, self.request.tool, arguments, streaming, run)
@@ -474,7 +498,6 @@ class Call:
 
     def _job(self) -> Job:
         request, state = self.request, self._state
-        deadline = 0 if self._limit is None else time.time_ns() + int(self._limit * 1e9)
         return Job(
             state.call_id,
             request.envelope.session_id,
@@ -487,7 +510,7 @@ class Call:
             state.origin.tracestate,
             state.origin.correlation_id,
             self._send is not None,
-            deadline,
+            self._deadline(),
         )
 
     def _tell_end(self, result: Result, duration: int) -> None:

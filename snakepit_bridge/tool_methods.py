@@ -38,13 +38,13 @@ from snakepit_bridge.tools.definition import Kind, ToolDefinition
 from snakepit_bridge.tools.failures import Failure
 from snakepit_bridge.wire_bytes import LARGE
 
-__all__ = ["ToolStream", "Tools"]
+__all__ = ["CallStream", "Tools"]
 
 logger = logging.getLogger(__name__)
 
 SendBytes = Callable[[bytes], Awaitable[None]]
-ToolStream = Callable[[wire.Call, SendBytes], Awaitable[None]]
-"""A method that gets a request and what sends an answer."""
+CallStream = Callable[[wire.Call, SendBytes], Awaitable[None]]
+"""A method that gets a call and what sends an answer."""
 
 MAX_ANNOUNCED = 100_000
 """Sessions of which it is remembered that Elixir was told of our tools: as many as may live."""

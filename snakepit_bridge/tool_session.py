@@ -2,6 +2,10 @@
 
 Every change carries ``source=tool:<name>``, the call's id, and the trace of the request that
 started it. Once the call is over, ended or left, nothing more is done for it.
+
+Where the sessions are those of a shared bridge (``serve --bridge``), it is a ``RemoteToolSession``
+that asks this process over its own port, as isolated tools do: what is passed on to the shared
+bridge, and what is not, is decided in one place (``forwarding``).
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from snakepit_bridge import tool_worker_pb2 as frames
+from snakepit_bridge.client.operations import Operation
 from snakepit_bridge.elixir import Elixir
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
@@ -21,9 +27,10 @@ from snakepit_bridge.session_context import SessionContext
 from snakepit_bridge.tools.chunks import Chunk, progress_chunk
 from snakepit_bridge.tools.context import ToolCancelled
 from snakepit_bridge.tools.pipe import Pipe
+from snakepit_bridge.tools.remote_session import RemoteToolSession
 from snakepit_bridge.tools.runner import Send
 
-__all__ = ["CallState", "ToolServices", "ToolSession"]
+__all__ = ["CallState", "FarToolSession", "OwnPort", "ToolServices", "ToolSession"]
 
 T = TypeVar("T")
 
@@ -52,10 +59,19 @@ class CallState:
         return self.origin._replace(source=f"tool:{self.name}", tool_call_id=self.call_id)
 
 
+class OwnPort(NamedTuple):
+    """How this process is called, where its sessions are those of a shared bridge."""
+
+    number: Callable[[], int]
+    """Gives the port, once there is one."""
+    token: str = ""
+    """That is wanted of each call; empty = none."""
+
+
 class ToolServices:
     """What all sessions of tools share."""
 
-    __slots__ = ("committer", "dispatcher", "elixir", "loop", "loop_thread")
+    __slots__ = ("committer", "dispatcher", "elixir", "loop", "loop_thread", "port")
 
     def __init__(
         self,
@@ -63,74 +79,68 @@ class ToolServices:
         dispatcher: Dispatcher,
         elixir: Elixir | None,
         loop: asyncio.AbstractEventLoop,
+        port: OwnPort | None = None,
     ) -> None:
-        """:param loop: the one that runs here."""
+        """Keep it.
+
+        :param loop: the one that runs here.
+        :param port: where the sessions are those of a shared bridge; else they are here.
+        """
         self.committer = committer
         self.dispatcher = dispatcher
         self.elixir = elixir
         self.loop = loop
         self.loop_thread = threading.get_ident()
+        self.port = port
 
-
-class ToolSession(SessionContext):
-    """Made for one call, when its tool first asks for it."""
-
-    def __init__(  # noqa: PLR0913 - each is another thing that a tool may ask for
+    def session(  # noqa: PLR0913 - as of ``ToolSession``
         self,
         session_id: str,
-        services: ToolServices,
         call: CallState,
         request_metadata: Mapping[str, str],
         *,
-        send: Send | None = None,
-        pipe: Pipe | None = None,
-    ) -> None:
-        super().__init__(session_id, committer=services.committer, dispatcher=services.dispatcher)
-        self._services = services
-        self._call = call
-        self._send = send
-        self._pipe = pipe
-        self._observed = False
-        self.request_metadata = dict(request_metadata)
-        """That came with the request."""
+        send: Send | None,
+        pipe: Pipe | None,
+        deadline: int,
+    ) -> ToolSession | FarToolSession:
+        """The session that a call sees.
 
-    @property
-    def tool_name(self) -> str:
-        return self._call.name
+        :param deadline: of the call, in Unix nanoseconds; 0 = none.
+        """
+        if self.port is None:
+            return ToolSession(session_id, self, call, request_metadata, send=send, pipe=pipe)
+        job = frames.Job(
+            call_id=call.call_id,
+            session_id=session_id,
+            tool=call.name,
+            metadata=request_metadata,
+            traceparent=call.origin.traceparent,
+            tracestate=call.origin.tracestate,
+            correlation_id=call.origin.correlation_id,
+            deadline_unix_nanos=deadline,
+            port=self.port.number(),
+            token=self.port.token,
+        )
+        return FarToolSession(job, self, call, send=send, pipe=pipe)
 
-    @property
-    def call_id(self) -> str:
-        """Names this call in the log."""
-        return self._call.call_id
+
+class _OfCall:
+    """What a session knows of the call that it was made for, wherever the session is."""
+
+    _services: ToolServices
+    _tool_call: CallState
+    _send: Send | None
+    _pipe: Pipe | None
 
     @property
     def cancelled(self) -> bool:
         """Whether nobody waits for this call any more, so that it may as well end."""
-        return self._call.over
+        return self._tool_call.over
 
     def check_cancelled(self) -> None:
         """:raises ToolCancelled: nobody waits for this call any more."""
-        if self._call.over:
-            raise ToolCancelled(f"the call {self._call.call_id} of this tool is over")
-
-    def watch_variable(
-        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
-    ) -> str:
-        """As of any session; the observer leaves with the call."""
-        self._observed = True
-        return super().watch_variable(identifier, callback, on_error=on_error)
-
-    async def watch_variable_async(
-        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
-    ) -> str:
-        """``watch_variable`` for an event loop."""
-        self._observed = True
-        return await super().watch_variable_async(identifier, callback, on_error=on_error)
-
-    def forget_observers(self) -> None:
-        """Drop what the tool had watched; whoever is being called is not waited for."""
-        if self._observed:
-            self._services.dispatcher.drop(self)
+        if self._tool_call.over:
+            raise ToolCancelled(f"the call {self._tool_call.call_id} of this tool is over")
 
     def report_progress(self, done: float, total: float = 0, message: str = "") -> None:
         """Tell the client how far this is, as a chunk of its stream.
@@ -162,6 +172,86 @@ class ToolSession(SessionContext):
     async def _sent(self, chunk: Chunk) -> None:
         if self._send is not None:
             await self._send(chunk)
+
+
+class FarToolSession(_OfCall, RemoteToolSession):
+    """The same where the session is one of a shared bridge, with the methods of this process."""
+
+    def __init__(
+        self,
+        job: frames.Job,
+        services: ToolServices,
+        call: CallState,
+        *,
+        send: Send | None,
+        pipe: Pipe | None,
+    ) -> None:
+        super().__init__(job, None)
+        self._services = services
+        self._tool_call = call
+        self._send = send
+        self._pipe = pipe
+
+    def _run(self, method: str, operation: Operation[T]) -> T:
+        self.check_cancelled()
+        if threading.get_ident() == self._services.loop_thread:
+            # This loop has to answer it.
+            raise RuntimeError(
+                f"{method} would block the event loop it was called on: await {method}_async "
+                "instead"
+            )
+        return super()._run(method, operation)
+
+
+class ToolSession(_OfCall, SessionContext):
+    """Made for one call, when its tool first asks for it."""
+
+    def __init__(  # noqa: PLR0913 - each is another thing that a tool may ask for
+        self,
+        session_id: str,
+        services: ToolServices,
+        call: CallState,
+        request_metadata: Mapping[str, str],
+        *,
+        send: Send | None = None,
+        pipe: Pipe | None = None,
+    ) -> None:
+        super().__init__(session_id, committer=services.committer, dispatcher=services.dispatcher)
+        self._services = services
+        self._tool_call = call
+        self._send = send
+        self._pipe = pipe
+        self._observed = False
+        self.request_metadata = dict(request_metadata)
+        """That came with the request."""
+
+    @property
+    def tool_name(self) -> str:
+        return self._tool_call.name
+
+    @property
+    def call_id(self) -> str:
+        """Names this call in the log."""
+        return self._tool_call.call_id
+
+    def watch_variable(
+        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
+    ) -> str:
+        """As of any session; the observer leaves with the call."""
+        self._observed = True
+        return super().watch_variable(identifier, callback, on_error=on_error)
+
+    async def watch_variable_async(
+        self, identifier: str, callback: OnChange, *, on_error: OnError | None = None
+    ) -> str:
+        """``watch_variable`` for an event loop."""
+        self._observed = True
+        return await super().watch_variable_async(identifier, callback, on_error=on_error)
+
+    def forget_observers(self) -> None:
+        """Drop what the tool had watched; whoever is being called is not waited for."""
+        if self._observed:
+            self._services.dispatcher.drop(self)
 
     @property
     def elixir_tools(self) -> dict[str, dict[str, Any]]:
@@ -200,7 +290,7 @@ class ToolSession(SessionContext):
             raise RuntimeError(
                 "there is no Elixir side: start the bridge with --elixir-address HOST:PORT"
             )
-        origin = self._call.origin
+        origin = self._tool_call.origin
         return await elixir.call_tool(
             self.session_id,
             tool_name,
@@ -223,7 +313,7 @@ class ToolSession(SessionContext):
     def _envelope(self, metadata: Mapping[str, str] | None) -> Envelope:
         given = {key: text for key, text in (metadata or {}).items() if key != "source"}
         envelope = super()._envelope(given)
-        origin = self._call.source
+        origin = self._tool_call.source
         if envelope.origin.correlation_id:
             origin = origin._replace(correlation_id=envelope.origin.correlation_id)
         return envelope._replace(origin=origin)
@@ -238,7 +328,7 @@ class ToolSession(SessionContext):
 
     def _queue(self, task: Any) -> Future[Any]:  # noqa: ANN401 - any task of the committer
         self.check_cancelled()
-        call = self._call
+        call = self._tool_call
         if not call.handed_over:
             # What a tool does must not reach the log before its start.
             call.hand_over()

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!snakepit_bridge/tool_worker.proto\x12\x16snakepit.bridge.worker\"\x91\x03\n\x03Job\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\tlog_epoch\x18\x03 \x01(\t\x12\x0c\n\x04tool\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x35\n\nparameters\x18\x06 \x03(\x0b\x32!.snakepit.bridge.worker.Parameter\x12;\n\x08metadata\x18\x07 \x03(\x0b\x32).snakepit.bridge.worker.Job.MetadataEntry\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x12\n\ntracestate\x18\t \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\n \x01(\t\x12\x11\n\tstreaming\x18\x0b \x01(\x08\x12\x1b\n\x13\x64\x65\x61\x64line_unix_nanos\x18\x0c \x01(\x03\x12\x0c\n\x04port\x18\r \x01(\r\x12\x10\n\x08max_size\x18\x0e \x01(\x04\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61ny\x18\x02 \x01(\x0c\x12\x13\n\x06\x62inary\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x42\t\n\x07_binary\"p\n\x06Report\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1d.snakepit.bridge.worker.ChunkH\x00\x12,\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1c.snakepit.bridge.worker.DoneH\x00\x42\x08\n\x06report\"\x85\x01\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12=\n\x08metadata\x18\x02 \x03(\x0b\x32+.snakepit.bridge.worker.Chunk.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x04\x44one\x12.\n\x05value\x18\x01 \x01(\x0b\x32\x1d.snakepit.bridge.worker.ValueH\x00\x12\x32\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1f.snakepit.bridge.worker.FailureH\x00\x12\x32\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.snakepit.bridge.worker.RefusalH\x00\x42\t\n\x07outcome\"$\n\x05Value\x12\x0b\n\x03\x61ny\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62inary\x18\x02 \x01(\x0c\";\n\x07\x46\x61ilure\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\")\n\x07Refusal\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!snakepit_bridge/tool_worker.proto\x12\x16snakepit.bridge.worker\"\xa0\x03\n\x03Job\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x11\n\tlog_epoch\x18\x03 \x01(\t\x12\x0c\n\x04tool\x18\x04 \x01(\t\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x35\n\nparameters\x18\x06 \x03(\x0b\x32!.snakepit.bridge.worker.Parameter\x12;\n\x08metadata\x18\x07 \x03(\x0b\x32).snakepit.bridge.worker.Job.MetadataEntry\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x12\n\ntracestate\x18\t \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\n \x01(\t\x12\x11\n\tstreaming\x18\x0b \x01(\x08\x12\x1b\n\x13\x64\x65\x61\x64line_unix_nanos\x18\x0c \x01(\x03\x12\x0c\n\x04port\x18\r \x01(\r\x12\x10\n\x08max_size\x18\x0e \x01(\x04\x12\r\n\x05token\x18\x0f \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\tParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03\x61ny\x18\x02 \x01(\x0c\x12\x13\n\x06\x62inary\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x42\t\n\x07_binary\"p\n\x06Report\x12.\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1d.snakepit.bridge.worker.ChunkH\x00\x12,\n\x04\x64one\x18\x02 \x01(\x0b\x32\x1c.snakepit.bridge.worker.DoneH\x00\x42\x08\n\x06report\"\x85\x01\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12=\n\x08metadata\x18\x02 \x03(\x0b\x32+.snakepit.bridge.worker.Chunk.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa9\x01\n\x04\x44one\x12.\n\x05value\x18\x01 \x01(\x0b\x32\x1d.snakepit.bridge.worker.ValueH\x00\x12\x32\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1f.snakepit.bridge.worker.FailureH\x00\x12\x32\n\x07refusal\x18\x03 \x01(\x0b\x32\x1f.snakepit.bridge.worker.RefusalH\x00\x42\t\n\x07outcome\"$\n\x05Value\x12\x0b\n\x03\x61ny\x18\x01 \x01(\x0c\x12\x0e\n\x06\x62inary\x18\x02 \x01(\x0c\";\n\x07\x46\x61ilure\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\")\n\x07Refusal\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -26,23 +26,23 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_CHUNK_METADATAENTRY']._options = None
   _globals['_CHUNK_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_JOB']._serialized_start=62
-  _globals['_JOB']._serialized_end=463
-  _globals['_JOB_METADATAENTRY']._serialized_start=416
-  _globals['_JOB_METADATAENTRY']._serialized_end=463
-  _globals['_PARAMETER']._serialized_start=465
-  _globals['_PARAMETER']._serialized_end=535
-  _globals['_REPORT']._serialized_start=537
-  _globals['_REPORT']._serialized_end=649
-  _globals['_CHUNK']._serialized_start=652
-  _globals['_CHUNK']._serialized_end=785
-  _globals['_CHUNK_METADATAENTRY']._serialized_start=416
-  _globals['_CHUNK_METADATAENTRY']._serialized_end=463
-  _globals['_DONE']._serialized_start=788
-  _globals['_DONE']._serialized_end=957
-  _globals['_VALUE']._serialized_start=959
-  _globals['_VALUE']._serialized_end=995
-  _globals['_FAILURE']._serialized_start=997
-  _globals['_FAILURE']._serialized_end=1056
-  _globals['_REFUSAL']._serialized_start=1058
-  _globals['_REFUSAL']._serialized_end=1099
+  _globals['_JOB']._serialized_end=478
+  _globals['_JOB_METADATAENTRY']._serialized_start=431
+  _globals['_JOB_METADATAENTRY']._serialized_end=478
+  _globals['_PARAMETER']._serialized_start=480
+  _globals['_PARAMETER']._serialized_end=550
+  _globals['_REPORT']._serialized_start=552
+  _globals['_REPORT']._serialized_end=664
+  _globals['_CHUNK']._serialized_start=667
+  _globals['_CHUNK']._serialized_end=800
+  _globals['_CHUNK_METADATAENTRY']._serialized_start=431
+  _globals['_CHUNK_METADATAENTRY']._serialized_end=478
+  _globals['_DONE']._serialized_start=803
+  _globals['_DONE']._serialized_end=972
+  _globals['_VALUE']._serialized_start=974
+  _globals['_VALUE']._serialized_end=1010
+  _globals['_FAILURE']._serialized_start=1012
+  _globals['_FAILURE']._serialized_end=1071
+  _globals['_REFUSAL']._serialized_start=1073
+  _globals['_REFUSAL']._serialized_end=1114
 # @@protoc_insertion_point(module_scope)

@@ -6,7 +6,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Job(_message.Message):
-    __slots__ = ("call_id", "session_id", "log_epoch", "tool", "source", "parameters", "metadata", "traceparent", "tracestate", "correlation_id", "streaming", "deadline_unix_nanos", "port", "max_size")
+    __slots__ = ("call_id", "session_id", "log_epoch", "tool", "source", "parameters", "metadata", "traceparent", "tracestate", "correlation_id", "streaming", "deadline_unix_nanos", "port", "max_size", "token")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class Job(_message.Message):
     DEADLINE_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     MAX_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     session_id: str
     log_epoch: str
@@ -42,7 +43,8 @@ class Job(_message.Message):
     deadline_unix_nanos: int
     port: int
     max_size: int
-    def __init__(self, call_id: _Optional[str] = ..., session_id: _Optional[str] = ..., log_epoch: _Optional[str] = ..., tool: _Optional[str] = ..., source: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[Parameter, _Mapping]]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., correlation_id: _Optional[str] = ..., streaming: bool = ..., deadline_unix_nanos: _Optional[int] = ..., port: _Optional[int] = ..., max_size: _Optional[int] = ...) -> None: ...
+    token: str
+    def __init__(self, call_id: _Optional[str] = ..., session_id: _Optional[str] = ..., log_epoch: _Optional[str] = ..., tool: _Optional[str] = ..., source: _Optional[str] = ..., parameters: _Optional[_Iterable[_Union[Parameter, _Mapping]]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., correlation_id: _Optional[str] = ..., streaming: bool = ..., deadline_unix_nanos: _Optional[int] = ..., port: _Optional[int] = ..., max_size: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
 
 class Parameter(_message.Message):
     __slots__ = ("name", "any", "binary")

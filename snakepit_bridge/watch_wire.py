@@ -18,7 +18,7 @@ from snakepit_bridge.events.cursor import Bookmark, bookmark_at
 from snakepit_bridge.events.model import Value
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.ring import Committed
-from snakepit_bridge.variable_views import EVENT_KINDS
+from snakepit_bridge.views import EVENT_KINDS
 from snakepit_bridge.wire import parse, variable_parts, without_value
 from snakepit_bridge.wire_bytes import LARGE, prefix
 

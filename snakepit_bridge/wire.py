@@ -74,7 +74,9 @@ GrpcMetadata = Iterable[tuple[str, str | bytes]]
 CORRELATION_HEADER = "x-snakepit-correlation-id"
 TOOL_HEADER = "x-snakepit-tool"
 TOOL_CALL_HEADER = "x-snakepit-tool-call"
-"""Name and call of the tool that asks, where that runs in a process of its own."""
+"""Name and call of the tool that asks, where that does not run in the process that keeps the log:
+in one of its own, or at a worker that forwards to a shared bridge. A worker sends no call, as that
+stands in a log of its own."""
 
 _FROM_ELIXIR = Origin("elixir")
 
@@ -131,6 +133,8 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
         origin = origin._replace(correlation_id=correlation_id)
     if tool_call_id:
         origin = origin._replace(source=f"tool:{tool}", tool_call_id=tool_call_id)
+    elif tool and is_label(f"tool:{tool}"):  # its call is in the log of the bridge that runs it
+        origin = origin._replace(source=f"tool:{tool}")
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 
 

@@ -2,7 +2,8 @@
 
 Of each refusal: the status, words that name the fault, the same message and a
 machine-readable reason in the details, no more than 1 KiB of message, and the log as it
-was before.
+was before. The rows of a bridge that wants a token are in ``test_tokens``; that a worker before a
+shared bridge refuses with the same bytes is in ``test_forwarding``.
 """
 
 from __future__ import annotations

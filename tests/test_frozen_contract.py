@@ -290,6 +290,8 @@ LOCK = ("24 optimization_id: string",)
 METADATA = ("25 metadata: map<string, string>",)
 
 OURS: dict[str, tuple[str, ...]] = {
+    "PingRequest": ("20 include_tools: bool",),
+    "PingResponse": ("20 tools: map<string, ToolSpec>",),
     "InitializeSessionRequest": WRITE,
     "InitializeSessionResponse": WRITTEN,
     "CleanupSessionRequest": WRITE + METADATA,

@@ -23,7 +23,7 @@ from snakepit_bridge import tool_worker_pb2 as frames
 from snakepit_bridge.errors import FailedPrecondition, InvalidRequest, Unavailable
 from snakepit_bridge.tool_values import decode_argument, encode_result
 from snakepit_bridge.tools.processes import Done, Job, Processes, WorkerDied
-from snakepit_bridge.tools.remote_session import RemoteSession
+from snakepit_bridge.tools.remote_session import RemoteToolSession
 from tests.bridge_process import BridgeProcess
 from tests.wire_session import Session
 
@@ -725,7 +725,7 @@ def test_a_call_that_is_over_changes_nothing(session: Session) -> None:
     over = frames.Job(
         session_id=session.id, tool="set_and_get", call_id="over", port=session.bridge.port
     )
-    with RemoteSession(over, None) as context:
+    with RemoteToolSession(over, None) as context:
         assert context.get_variable("x") is not None
         with pytest.raises(FailedPrecondition, match="'over' of 'tool:set_and_get' is over"):
             context.set_variable("x", 2)

@@ -1,8 +1,8 @@
 """Print the oldest dependencies that a pyproject.toml allows, as pip constraints.
 
-Of each entry in ``project.dependencies`` the ``>=`` bound becomes an ``==`` pin;
-environment markers stay. Development tools are not pinned: the package, not its tests,
-promises to run on these versions.
+Of each entry in ``project.dependencies``, and of those of the extras, the ``>=`` bound becomes an
+``==`` pin; environment markers stay. Development tools, the extra ``dev``, are not pinned: the
+package, not its tests, promises to run on these versions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def pin(dependency: str) -> str:
 
 def main() -> None:
     project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
-    for dependency in project["dependencies"]:
+    extras = project.get("optional-dependencies", {})
+    optional = [each for name, extra in extras.items() if name != "dev" for each in extra]
+    for dependency in [*project["dependencies"], *optional]:
         print(pin(dependency))
 
 

@@ -117,17 +117,21 @@ class Processes:
     dies is not run again. *Bound*: of each job one chunk and what a socket holds are in memory.
     """
 
-    def __init__(self, size: int, port: Callable[[], int], *, max_size: int) -> None:
+    def __init__(
+        self, size: int, port: Callable[[], int], *, max_size: int, token: str = ""
+    ) -> None:
         """Prepare; processes start when they are needed first.
 
         :param size: processes at most.
         :param port: gives where the bridge listens on 127.0.0.1, once it does.
         :param max_size: bytes of a result, and of a chunk.
+        :param token: that the bridge wants of each call; empty = none.
         """
         if size < 1:
             raise ValueError(f"{size} processes run nothing: give 1 or more")
         self._port = port
         self._max_size = max_size
+        self._token = token
         self._turns = asyncio.Semaphore(size)
         self._idle: list[_Process] = []
         """The one that was used last comes last, and is used next: its memory is warm."""
@@ -159,7 +163,7 @@ class Processes:
             self._waiting -= 1
         self._running += 1
         try:
-            message = _message(job, self._port(), self._max_size)
+            message = _message(job, self._port(), self._max_size, self._token)
             process = self._take()
             try:
                 done = await process.run(message, on_chunk)
@@ -337,7 +341,7 @@ async def _off_loop(size: int, work: Callable[[], T]) -> T:
     return await off_loop(work) if size > LARGE else work()
 
 
-def _message(job: Job, port: int, max_size: int) -> frames.Job:
+def _message(job: Job, port: int, max_size: int, token: str) -> frames.Job:
     return frames.Job(
         call_id=job.call_id,
         session_id=job.session_id,
@@ -356,6 +360,7 @@ def _message(job: Job, port: int, max_size: int) -> frames.Job:
         deadline_unix_nanos=job.deadline_unix_nanos,
         port=port,
         max_size=max_size,
+        token=token,
     )
 
 

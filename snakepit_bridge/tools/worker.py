@@ -41,7 +41,7 @@ from snakepit_bridge.tools.chunks import Chunk, chunk_of
 from snakepit_bridge.tools.context import CurrentSession, ToolCancelled, current
 from snakepit_bridge.tools.definition import ToolDefinition
 from snakepit_bridge.tools.failures import MAX_MESSAGE, Failure, failure_of, shortened
-from snakepit_bridge.tools.remote_session import RemoteSession
+from snakepit_bridge.tools.remote_session import RemoteToolSession
 
 __all__ = ["main"]
 
@@ -172,7 +172,7 @@ class _Worker:
             except InvalidRequest as error:
                 return frames.Done(refusal=frames.Refusal(message=error.message, field=error.field))
             put = partial(self._send_chunk, job) if job.streaming else None
-            session = RemoteSession(job, put)
+            session = RemoteToolSession(job, put)
             current.set(lambda: session)
             try:
                 return self._call(definition, arguments, session, job)
@@ -193,7 +193,7 @@ class _Worker:
         self,
         definition: ToolDefinition,
         arguments: dict[str, object],
-        session: RemoteSession,
+        session: RemoteToolSession,
         job: frames.Job,
     ) -> frames.Done:
         adapter = definition.adapter
@@ -215,7 +215,7 @@ class _Worker:
             if not adapter.shared:
                 self._clean_up(instance)
 
-    def _begin(self, adapter: Adapter, instance: Any, session: RemoteSession) -> None:  # noqa: ANN401 - any class can be an adapter
+    def _begin(self, adapter: Adapter, instance: Any, session: RemoteToolSession) -> None:  # noqa: ANN401 - any class can be an adapter
         if adapter in self._initialized:
             return
         if hasattr(instance, "set_session_context"):

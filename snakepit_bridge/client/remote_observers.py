@@ -1,4 +1,4 @@
-"""Observers of variables in a tool's process: each is a watch at the bridge, read by a thread.
+"""Observers of variables of a remote session: each is a watch at the bridge, read by a thread.
 
 One callback is made at a time, whichever thread makes it. A watch that the bridge ends, as it does
 with those that are open for long, is opened again where it was.
@@ -16,13 +16,12 @@ import traceback
 from collections.abc import Callable
 from itertools import count
 from types import MappingProxyType
-from typing import Any
 
-import grpc
-
-from snakepit_bridge import bridge_service_pb2 as pb
-from snakepit_bridge.errors import BridgeError, ResourceExhausted, Unavailable, quote
-from snakepit_bridge.tools.remote_wire import error_of, python_value
+from snakepit_bridge.client.connection import Connection, Headers
+from snakepit_bridge.client.following import Following
+from snakepit_bridge.client.watches import Watch
+from snakepit_bridge.errors import BridgeError, Unavailable, quote
+from snakepit_bridge.views import Change
 
 __all__ = ["OnChange", "OnError", "RemoteObservers"]
 
@@ -37,12 +36,9 @@ HEARTBEAT = 1
 """Seconds between the marks by which a watch that has nothing to tell says how far it is: so much
 ``flush`` waits at most for what other variables are set to."""
 
-RETRY = 1.0
-"""Seconds until a watch is opened again that could not be opened just now."""
-
 
 class _Observer:
-    """One callback. Its thread owns ``bookmark`` and ``seen``, the lock the rest."""
+    """One callback. The lock owns all that changes."""
 
     def __init__(
         self, id_: str, identifier: str, on_change: OnChange, on_error: OnError | None
@@ -51,10 +47,6 @@ class _Observer:
         self.identifier = identifier
         self.on_change = on_change
         self.on_error = on_error
-        self.bookmark: tuple[int, str, int] | None = None
-        """Offset, epoch and check to go on with; ``None`` before the watch stood."""
-        self.seen = 0
-        """Offset of the last change that the callback was called with."""
         self.standing = False
         """Whether everything from now on is delivered."""
         self.delivered = 0
@@ -63,20 +55,24 @@ class _Observer:
         """Whether it is called no longer."""
         self.error: BridgeError | None = None
         """Why it ended, unless it was asked to or its session ended."""
-        self.stream: Any = None
-        """The call that is open."""
+        self.watch: Watch | None = None
 
 
 class RemoteObservers:
-    """The observers of one session, for one call of a tool.
+    """The observers of one session.
 
     *Order*: each gets the changes in the order of offsets, each once. *Loss*: none until it ends.
     *Bound*: of each what gRPC holds for a reader that is slow.
     """
 
-    def __init__(self, open_watch: Callable[[pb.WatchVariablesRequest], Any]) -> None:
-        """:param open_watch: makes the call at the bridge and gives its stream."""
-        self._open = open_watch
+    def __init__(
+        self, connection: Connection, session_id: str, log_epoch: str, headers: Headers
+    ) -> None:
+        """Observe nothing yet; the parameters are those of ``RemoteSession``."""
+        self._connection = connection
+        self._session_id = session_id
+        self._log_epoch = log_epoch
+        self._headers = headers
         self._changed = threading.Condition()
         self._turn = threading.Lock()
         """Of making callbacks."""
@@ -168,69 +164,52 @@ class RemoteObservers:
         """Lock held."""
         self._observers.pop(observer.id, None)
         observer.gone = True
-        if observer.stream is not None:
-            observer.stream.cancel()
+        if observer.watch is not None:
+            observer.watch.close()
         self._changed.notify_all()
 
     def _follow(self, observer: _Observer) -> None:
         """On the observer's thread: from its start to its end."""
-        while True:
-            try:
-                self._read(observer)
-            except (Unavailable, ResourceExhausted) as error:
-                if observer.bookmark is not None:
-                    if not self._closed.wait(RETRY):
-                        continue
-                else:
-                    self._give_up(observer, error)
-            except BridgeError as error:
-                self._give_up(observer, error)
-            break
+        following = Following(
+            self._session_id,
+            [observer.identifier],
+            log_epoch=self._log_epoch,
+            heartbeat=HEARTBEAT,
+        )
+        watch = Watch(
+            self._connection,
+            following,
+            headers=self._headers,
+            on_progress=lambda: self._note_progress(observer, watch),
+        )
+        with self._changed:
+            observer.watch = watch
+            if observer.gone:
+                watch.close()
+        try:
+            with watch:
+                for change in watch:
+                    self._deliver(observer, change)
+        except BridgeError as error:
+            self._give_up(observer, error)
         with self._changed:
             self._end(observer)
 
-    def _read(self, observer: _Observer) -> None:
-        """Read one watch to its end, which is that of the session if nothing is raised."""
-        request = pb.WatchVariablesRequest(
-            variable_identifiers=[observer.identifier],
-            send_caught_up=True,
-            heartbeat_seconds=HEARTBEAT,
-        )
-        if observer.bookmark is not None:
-            request.after_offset, request.log_epoch, request.resume_check = observer.bookmark
-        stream = self._open(request)
+    def _note_progress(self, observer: _Observer, watch: Watch) -> None:
+        """Everything up to the bookmark was delivered."""
         with self._changed:
-            observer.stream = stream
-            if observer.gone:
-                stream.cancel()
-        try:
-            for update in stream:
-                self._take(observer, update)
-        except grpc.RpcError as error:
-            if not observer.gone:
-                raise error_of(error) from None
+            observer.delivered = watch.bookmark.offset
+            observer.standing = True
+            self._changed.notify_all()
 
-    def _take(self, observer: _Observer, update: pb.VariableUpdate) -> None:
-        # Of a transaction that was read in part, a new watch tells the whole again.
-        if update.update_type == "value_change" and update.offset > observer.seen:
-            observer.seen = update.offset
-            self._deliver(observer, update)
-        if update.HasField("resume_offset"):
-            observer.bookmark = (update.resume_offset, update.log_epoch, update.resume_check)
-            with self._changed:
-                observer.delivered = update.resume_offset
-                observer.standing = True
-                self._changed.notify_all()
-
-    def _deliver(self, observer: _Observer, update: pb.VariableUpdate) -> None:
-        metadata = {**update.update_metadata, "source": update.update_source}
-        if update.correlation_id:
-            metadata["correlation_id"] = update.correlation_id
-        if update.traceparent:
-            metadata["traceparent"] = update.traceparent
-        if update.tool_call_id:
-            metadata["tool_call_id"] = update.tool_call_id
-        variable = update.variable
+    def _deliver(self, observer: _Observer, change: Change) -> None:
+        metadata = {**change.metadata, "source": change.source}
+        if change.correlation_id:
+            metadata["correlation_id"] = change.correlation_id
+        if change.traceparent:
+            metadata["traceparent"] = change.traceparent
+        if change.tool_call_id:
+            metadata["tool_call_id"] = change.tool_call_id
         with self._turn:
             with self._changed:
                 if observer.gone:
@@ -238,13 +217,13 @@ class RemoteObservers:
                 self._running, self._runs_in = observer, threading.get_ident()
             try:
                 observer.on_change(
-                    variable.name,
-                    python_value(update.old_value, update.old_binary_value),
-                    python_value(variable.value, variable.binary_value),
+                    change.name,
+                    change.old,
+                    change.new,
                     MappingProxyType(metadata),
                 )
             except BaseException as error:  # noqa: BLE001 - others wait for this thread
-                self._note(observer, f"variable {quote(variable.name)}", error)
+                self._note(observer, f"variable {quote(change.name)}", error)
             with self._changed:
                 self._running, self._runs_in = None, 0
                 self._changed.notify_all()
