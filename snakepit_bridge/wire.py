@@ -273,6 +273,8 @@ def _variable(variable: VariableState, any_: bytes, binary: bytes) -> bytes:
         view.metadata.update(metadata)
     if source != "elixir":
         view.source = pb.Variable.PYTHON
+        if source != "python":
+            view.changed_by = source
     updated = view.last_updated_at
     updated.seconds, updated.nanos = divmod(time, 1_000_000_000)
     view.version = version

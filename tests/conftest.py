@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
 from tests.bridge_process import BridgeProcess
 from tests.wire_session import Session
+
+# Read when DSPy is imported, here and in what the tests start: it would cache in the home, and older
+# LiteLLM would look for its prices in the network.
+_CACHE = tempfile.TemporaryDirectory(prefix="dspy-cache-")
+os.environ["DSPY_CACHEDIR"] = _CACHE.name
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 
 @pytest.fixture(scope="module")

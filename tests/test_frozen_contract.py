@@ -298,7 +298,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "CleanupSessionResponse": WRITTEN,
     "GetSessionRequest": READ,
     "GetSessionResponse": ANSWERED,
-    "Variable": ("20 offset: uint64",),
+    "Variable": ("20 offset: uint64", "21 changed_by: string"),
     "RegisterVariableRequest": WRITE,
     "RegisterVariableResponse": (*WRITTEN, "23 variable: Variable"),
     "GetVariableRequest": READ,

@@ -1,9 +1,8 @@
 """``SessionContext`` over gRPC: the session of a bridge in another process, or on another machine.
 
 What is done with it means what it means in the bridge's process: the bridge decides, and its errors
-arrive as the same classes. Two differences. A value is encoded here, for which the type of its
-variable is asked for at its first use; and ``Variable.source``, of which a ``Variable`` on the wire
-says only whether Elixir wrote it, is "python" where that is all that is known.
+arrive as the same classes. A value is encoded here, for which the type of its variable is asked for
+at its first use.
 """
 
 from __future__ import annotations

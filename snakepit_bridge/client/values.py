@@ -108,7 +108,7 @@ def as_variable(variable: pb.Variable) -> Variable:
         variable.offset,
         MappingProxyType(json.loads(constraints)) if constraints else _NO_CONSTRAINTS,
         MappingProxyType(metadata),
-        metadata.get("source") or written,
+        variable.changed_by or written,
         time_of(variable.last_updated_at),
     )
 
