@@ -11,8 +11,8 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.wire_session import Session
 
-# Read when DSPy is imported, here and in what the tests start: it would cache in the home, and older
-# LiteLLM would look for its prices in the network.
+# Read when DSPy is imported, here and in what the tests start. It would cache in the home
+# directory, and older LiteLLM would look for its prices in the network.
 _CACHE = tempfile.TemporaryDirectory(prefix="dspy-cache-")
 os.environ["DSPY_CACHEDIR"] = _CACHE.name
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"

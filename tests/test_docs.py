@@ -124,10 +124,14 @@ def _anchor(head: str) -> str:
 _JSON_HEADS = ("type", "`Any.value` sent", "the `Any` that comes back, in hex")
 
 
-@pytest.mark.parametrize("page", ["protocol.md", "watching.md"])
+SERVED = {"client.md": ("--adapter", "snakepit_bridge.showcase")}
+"""What a page says its bridge is started with."""
+
+
+@pytest.mark.parametrize("page", ["client.md", "protocol.md", "watching.md"])
 def test_the_examples_print_what_they_say(page: str, tmp_path: Path) -> None:
     names: dict[str, Any] = {}
-    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+    with BridgeProcess(tmp_path / "bridge.db", *SERVED.get(page, ())) as bridge:
         try:
             for language, code, printed in examples((ROOT / "docs" / page).read_text()):
                 here = code.replace("localhost:50050", f"localhost:{bridge.port}")
@@ -141,6 +145,16 @@ def test_the_examples_print_what_they_say(page: str, tmp_path: Path) -> None:
         finally:
             if "channel" in names:
                 names["channel"].close()
+        assert bridge.stop() == 0
+
+
+def test_the_terminal_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = ("--adapter", "snakepit_bridge.showcase")
+    with BridgeProcess(tmp_path / "bridge.db", *tools) as bridge:
+        monkeypatch.setenv("SNAKEPIT_BRIDGE_TARGET", f"localhost:{bridge.port}")
+        for _, code, printed in examples((ROOT / "docs" / "terminal.md").read_text()):
+            said = shell(f"cd {tmp_path}\n{code}", tmp_path)
+            require_like(said.replace(f":{bridge.port}", ":50050"), printed or "")
         assert bridge.stop() == 0
 
 

@@ -9,8 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
-from snakepit_bridge.cli.options import LogOption, RecordOption, default_log, log_to_stderr, refuse
+from snakepit_bridge.cli.options import (
+    BridgeOption,
+    BridgeTokenOption,
+    LogOption,
+    RecordOption,
+    TokenOption,
+    check_bridge,
+    default_log,
+    log_to_stderr,
+    refuse,
+)
 from snakepit_bridge.cli.snakepit import COMMAND, snakepit
+from snakepit_bridge.cli.terminal import add_terminal
 from snakepit_bridge.cli.units import duration, size
 from snakepit_bridge.cli.verify import verify
 from snakepit_bridge.events.log import LogUnusable
@@ -92,6 +103,9 @@ def serve(
             envvar=["SNAKEPIT_BRIDGE_LOG_LEVEL", "SNAKEPIT_LOG_LEVEL"],
         ),
     ] = "info",
+    token_file: TokenOption = None,
+    bridge: BridgeOption = "",
+    bridge_token_file: BridgeTokenOption = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -243,7 +257,9 @@ def serve(
             f"{limits.message_size}: raise --max-message-size as well",
             param_hint="--max-value-size",
         )
+    check_bridge(bridge, bridge_token_file)
     from snakepit_bridge.server import (  # noqa: PLC0415 - loads gRPC
+        Access,
         CannotServe,
         Settings,
         ToolSettings,
@@ -252,14 +268,24 @@ def serve(
     from snakepit_bridge.tools.adapters import AdapterUnusable  # noqa: PLC0415 - loads values
 
     tools = ToolSettings(tuple(adapter or ()), record_tools, elixir_address)
+    settings = Settings(
+        log or ("memory:" if bridge else default_log()),
+        port,
+        ready_file,
+        grace,
+        limits,
+        tools,
+        access=Access(token_file, bridge, bridge_token_file),
+    )
     try:
-        run(Settings(log or default_log(), port, ready_file, grace, limits, tools))
+        run(settings)
     except (AdapterUnusable, CannotServe, LogUnusable) as error:
         raise refuse(str(error)) from error
 
 
 app.command()(verify)
 app.command(context_settings=COMMAND)(snakepit)
+add_terminal(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

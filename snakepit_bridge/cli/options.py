@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["LogOption", "RecordOption", "default_log", "log_to_stderr", "refuse"]
+__all__ = [
+    "BridgeOption",
+    "BridgeTokenOption",
+    "LogOption",
+    "RecordOption",
+    "TokenOption",
+    "check_bridge",
+    "default_log",
+    "log_to_stderr",
+    "refuse",
+]
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -19,6 +29,8 @@ _LEVELS = {
     "error": logging.ERROR,
     "none": logging.CRITICAL + 1,
 }
+
+_HIGHEST_PORT = 65_535
 
 LogOption = Annotated[
     str,
@@ -39,11 +51,60 @@ RecordOption = Annotated[
     ),
 ]
 
+_ACCESS = "Access"
+
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Answer only calls that carry the token in this file: one line, readable by nobody "
+        "else.",
+        envvar="SNAKEPIT_BRIDGE_TOKEN_FILE",
+        show_default=False,
+        rich_help_panel=_ACCESS,
+    ),
+]
+
+BridgeOption = Annotated[
+    str,
+    typer.Option(
+        help="HOST:PORT of a shared bridge: its sessions and variables are served, and tools are "
+        "run here. Their calls are then logged in memory:, unless --log is given.",
+        envvar="SNAKEPIT_BRIDGE_BRIDGE",
+        show_default=False,
+        rich_help_panel=_ACCESS,
+    ),
+]
+
+BridgeTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the token of that bridge, if it wants one.",
+        envvar="SNAKEPIT_BRIDGE_BRIDGE_TOKEN_FILE",
+        show_default=False,
+        rich_help_panel=_ACCESS,
+    ),
+]
+
 
 def default_log() -> str:
     """``sqlite:`` in the XDG state directory."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return f"sqlite:{Path(state).expanduser() / 'snakepit_bridge' / 'bridge.db'}"
+
+
+def check_bridge(address: str, token_file: Path | None) -> None:
+    """Refuse an address of a shared bridge that cannot be one; empty = there is none."""
+    host, _, port = address.rpartition(":")
+    if address and not (
+        host and port.isascii() and port.isdigit() and 0 < int(port) <= _HIGHEST_PORT
+    ):
+        raise typer.BadParameter(
+            f"{address!r} is not HOST:PORT, such as localhost:50050", param_hint="--bridge"
+        )
+    if token_file is not None and not address:
+        raise typer.BadParameter(
+            "it is of no use without --bridge", param_hint="--bridge-token-file"
+        )
 
 
 def log_to_stderr(level: str) -> None:
@@ -59,5 +120,6 @@ def log_to_stderr(level: str) -> None:
 
 def refuse(why: str) -> typer.Exit:
     """Say on stderr why a command cannot be done; raise what this gives."""
-    typer.secho(f"snakepit-bridge: {why}", err=True, fg=typer.colors.RED)
+    colour = False if os.environ.get("NO_COLOR") else None
+    typer.secho(f"snakepit-bridge: {why}", err=True, fg=typer.colors.RED, color=colour)
     return typer.Exit(1)

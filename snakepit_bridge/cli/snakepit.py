@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from snakepit_bridge.cli.options import RecordOption, log_to_stderr, refuse
+from snakepit_bridge.cli.options import (
+    BridgeOption,
+    BridgeTokenOption,
+    RecordOption,
+    check_bridge,
+    log_to_stderr,
+    refuse,
+)
 from snakepit_bridge.events.log import LogUnusable
 from snakepit_bridge.limits import DEFAULTS
 from snakepit_bridge.slots import default_base
@@ -70,6 +77,8 @@ def snakepit(
             show_default="in the user's state directory",
         ),
     ] = None,
+    bridge: BridgeOption = "",
+    bridge_token_file: BridgeTokenOption = None,
     ready_file: Annotated[
         Path | None,
         typer.Option(
@@ -166,6 +175,7 @@ def snakepit(
         names = [each.partition("=")[0] for each in context.args if each.startswith("-")]
         logger.warning("unknown options are ignored: %s", ", ".join(names) or "(a value only)")
     adapters = tuple(adapter or ())
+    check_bridge(bridge, bridge_token_file)
     if health_check:
         _check_health(adapters)
         return
@@ -183,9 +193,12 @@ def snakepit(
         initial_delay_ms=heartbeat_initial_delay_ms,
         dependent=heartbeat_dependent,
     )
+    if bridge and not log:
+        log = "memory:"
     settings = server.Settings(
         log=log,
         slots=None if log else data_dir or default_base(snakepit_instance_name),
+        access=server.Access(bridge=bridge, bridge_token_file=bridge_token_file),
         port=port,
         ready_file=ready_file,
         tools=server.ToolSettings(adapters, record_tools, elixir_address, heartbeat, max_workers),

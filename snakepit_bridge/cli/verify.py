@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +21,9 @@ from rich.text import Text
 from snakepit_bridge.cli.options import LogOption, default_log, refuse
 from snakepit_bridge.events.log import EventLog, LogUnusable
 from snakepit_bridge.events.model import LogHead
-from snakepit_bridge.events.urls import open_copy
-from snakepit_bridge.events.verification import Fault, all_heads, verify_log
+
+if TYPE_CHECKING:
+    from snakepit_bridge.events.verification import Fault
 
 __all__ = ["verify"]
 
@@ -41,6 +42,8 @@ def verify(
     Reads only, also while a bridge is running. Exit code 0 when all is well, 1 when
     something is damaged: then the table names the session and the first bad offset.
     """
+    from snakepit_bridge.events.urls import open_copy  # noqa: PLC0415 - numpy, 60 ms
+
     try:
         engine = open_copy(log or default_log())
     except LogUnusable as error:
@@ -57,7 +60,8 @@ def verify(
         _show(Console(), engine.url, structure, faults)
         verdict = "damaged" if structure or faults else "all is well"
         typer.secho(
-            f"{len(heads):,} logs with {events:,} events in {engine.url}: {verdict}",
+            f"{len(heads):,} {'log' if len(heads) == 1 else 'logs'} with {events:,} events in "
+            f"{engine.url}: {verdict}",
             fg=typer.colors.RED if structure or faults else typer.colors.GREEN,
         )
     if structure or faults:
@@ -67,6 +71,11 @@ def verify(
 def _look(
     engine: EventLog, session: str, screen: Console
 ) -> tuple[list[str], list[LogHead], list[Fault]]:
+    from snakepit_bridge.events.verification import (  # noqa: PLC0415 - as above
+        all_heads,
+        verify_log,
+    )
+
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
