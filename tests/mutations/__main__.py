@@ -1,10 +1,10 @@
 """Break each guarantee on purpose and see its test fail: ``make mutants``.
 
 A ``.patch`` beside this file is one mutation: a unified diff under three lines that say
-which guarantee it breaks, how, and which test must notice. All run in a copy of the
-sources. First the named tests must pass there; then each patch is applied, its test must
-fail, and the patch is taken back. A patch that no longer applies is an error: it is to be
-written anew for the code as it is now.
+which guarantee it breaks, how, and which test must notice. All run in copies of the
+sources, several at a time. First the named tests must pass there; then each patch is applied,
+its test must fail, and the patch is taken back. A patch that no longer applies is an error: it
+is to be written anew for the code as it is now.
 
     python -m tests.mutations                    all
     python -m tests.mutations dirty-read ...     some, by the names of their files
@@ -13,11 +13,13 @@ written anew for the code as it is now.
 from __future__ import annotations
 
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -69,9 +71,12 @@ class Copy:
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(directory),
-            # Two mutations within a second may give files of one size and time.
+            # Two mutations within a second may give files of one size and time: what is compiled
+            # is found by the hash of its source, and what is mutated never written down.
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        compiled = (sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash")
+        self._run(*compiled, "snakepit_bridge", "tests", "benchmarks", "examples")
         where = "import snakepit_bridge; print(snakepit_bridge.__file__)"
         imported = self._run(sys.executable, "-c", where).stdout.strip()
         if not Path(imported).is_relative_to(directory):
@@ -101,8 +106,34 @@ class Copy:
         )
 
 
+class Verdict(NamedTuple):
+    mutation: Mutation
+    caught: bool
+    seconds: float
+
+
+def judge(mutation: Mutation, copies: queue.SimpleQueue[Copy]) -> Verdict:
+    """Run the test of a mutation in the next copy that is free.
+
+    :raises SystemExit: the test did not run.
+    """
+    copy = copies.get()
+    try:
+        began = time.perf_counter()
+        copy.apply(mutation.patch)
+        result = copy.test(mutation.test)
+        copy.apply(mutation.patch, "--reverse")
+    finally:
+        copies.put(copy)
+    if result.returncode not in (PASSED, FAILED):
+        print(result.stdout, result.stderr)
+        raise SystemExit(f"under {mutation.patch.name} the test did not run")
+    return Verdict(mutation, result.returncode == FAILED, time.perf_counter() - began)
+
+
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Mutations; all if none.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many at a time.")] = os.cpu_count() or 1,
 ) -> None:
     """Apply each mutation to a copy of the sources and expect its test to fail."""
     console = Console()
@@ -115,36 +146,38 @@ def main(
         key=lambda mutation: mutation.guarantee,
     )
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
-        copy = Copy(Path(directory).resolve())
+        made = [Copy(Path(directory).resolve() / str(n)) for n in range(min(jobs, len(chosen)))]
         for mutation in chosen:
-            copy.apply(mutation.patch, "--check")
+            made[0].apply(mutation.patch, "--check")
         console.print("The named tests, without mutations ...")
-        unmutated = copy.test(*{mutation.test: None for mutation in chosen})
+        unmutated = made[0].test(*{mutation.test: None for mutation in chosen})
         if unmutated.returncode != PASSED:
             console.print(unmutated.stdout, markup=False)
             raise SystemExit("they fail already, so they could not tell")
-        table = Table("guarantee", "mutation", "caught by", "", "seconds", show_lines=True)
-        table.columns[2].overflow = "fold"
-        survivors = 0
-        for mutation in track(chosen, "Mutations", console=console):
-            began = time.perf_counter()
-            copy.apply(mutation.patch)
-            result = copy.test(mutation.test)
-            copy.apply(mutation.patch, "--reverse")
-            if result.returncode not in (PASSED, FAILED):
-                console.print(result.stdout, result.stderr, markup=False)
-                raise SystemExit(f"under {mutation.patch.name} the test did not run")
-            caught = result.returncode == FAILED
-            survivors += not caught
-            table.add_row(
-                mutation.guarantee,
-                mutation.mutation,
-                mutation.test.rpartition("::")[2].replace("[", r"\["),
-                "[green]caught" if caught else "[bold red]NOT CAUGHT",
-                f"{time.perf_counter() - began:.1f}",
-            )
-        console.print(table)
-    if survivors:
+        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for copy in made:
+            copies.put(copy)
+        with ThreadPoolExecutor(len(made)) as pool:
+            judged = [pool.submit(judge, mutation, copies) for mutation in chosen]
+            for done in track(
+                as_completed(judged), "Mutations", total=len(judged), console=console
+            ):
+                if done.exception() is not None:
+                    pool.shutdown(cancel_futures=True)
+                    done.result()
+    table = Table("guarantee", "mutation", "caught by", "", "seconds", show_lines=True)
+    table.columns[2].overflow = "fold"
+    verdicts = [one.result() for one in judged]
+    for mutation, caught, seconds in verdicts:
+        table.add_row(
+            mutation.guarantee,
+            mutation.mutation,
+            mutation.test.rpartition("::")[2].replace("[", r"\["),
+            "[green]caught" if caught else "[bold red]NOT CAUGHT",
+            f"{seconds:.1f}",
+        )
+    console.print(table)
+    if survivors := sum(not one.caught for one in verdicts):
         raise SystemExit(f"{survivors} of {len(chosen)} mutations were not noticed")
 
 
