@@ -23,6 +23,8 @@ _EVENTS = 1_000_000  # of a long session
 _EVICTED = 10_000  # sessions
 _ROWS = 200_000  # rows of plain SQLite: about a second
 _CHUNKS = 15_000  # of each stream
+_CALLS = 1_500  # sets, and as many gets, of one client
+_WATCHED_EVENTS = 20_000  # of a log that one client reads
 
 # Four connections share what is in flight, as several clients would. Every run takes one
 # or two seconds on a machine of two cores.
@@ -94,3 +96,11 @@ class Scale:
     def evicted(self) -> int:
         """Return how many sessions are evicted at this scale."""
         return int(_EVICTED * self.size)
+
+    def calls(self) -> int:
+        """Return how many sets a client makes in a run at this scale, and how many gets."""
+        return int(_CALLS * self.share)
+
+    def watched(self) -> int:
+        """Return how many events a client's watch reads at this scale."""
+        return int(_WATCHED_EVENTS * self.share)

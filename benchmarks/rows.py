@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.client_rows import reading, through_client
 from benchmarks.contest import Contest, Outcome, compete
+from benchmarks.dspy_rows import BOUND, bound_call
 from benchmarks.loads import SHAPES, Scale
 from benchmarks.long_logs import Shelf
 from benchmarks.long_rows import EVICTED_LIMIT, evicting, long_set, opening, rebuilding
@@ -350,5 +352,54 @@ ROWS = (
         contest=lambda place, scale, _: computing(
             place, scale.shape("beside-threads"), apart=False
         ),
+    ),
+    Row(
+        name="client-sync",
+        title="CPU time of a set or get through Client",
+        ruler="the stubs that it is made of",
+        unit="µs",
+        reach=1.3,
+        lower=True,
+        contest=lambda place, scale, _: through_client(place, scale.calls(), asynchronous=False),
+    ),
+    Row(
+        name="client-async",
+        title="CPU time of a set or get through AsyncClient",
+        ruler="the stubs that it is made of",
+        unit="µs",
+        reach=1.3,
+        lower=True,
+        contest=lambda place, scale, _: through_client(place, scale.calls(), asynchronous=True),
+    ),
+    Row(
+        name="client-watch",
+        title="updates read by a Watch from the beginning of a log",
+        ruler="the raw stream",
+        unit="/s",
+        reach=0.70,
+        share=True,
+        contest=lambda place, scale, shelf: reading(
+            place, shelf, scale.watched(), asynchronous=False
+        ),
+    ),
+    Row(
+        name="client-watch-async",
+        title="updates read by an AsyncWatch from the beginning of a log",
+        ruler="the raw stream",
+        unit="/s",
+        reach=0.70,
+        share=True,
+        contest=lambda place, scale, shelf: reading(
+            place, shelf, scale.watched(), asynchronous=True
+        ),
+    ),
+    Row(
+        name="dspy-bound",
+        title=f"a call of a DSPy program with {len(BOUND)} parts bound to variables",
+        ruler="with fixed ones",
+        unit="µs",
+        reach=1.3,
+        lower=True,
+        contest=lambda _place, scale, _shelf: bound_call(scale),
     ),
 )

@@ -118,17 +118,68 @@ def example(line: str, port: int) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_library_lines_work_as_written(tmp_path: Path) -> None:
-    (code,) = blocks("python")
+    said = ["temperature 0.7 -> 0.9", "0.9", "[0.9, 0.7]"]
+    assert python("SessionContext(", tmp_path) == said
+
+
+def test_the_python_tour_works_as_written(tmp_path: Path) -> None:
+    with BridgeProcess(tmp_path / "bridge.db", "--adapter", "snakepit_bridge.showcase") as bridge:
+        said = python("import Bookmark, Client", ROOT, bridge.port)
+        assert bridge.stop() == 0
+    history = [(5, 0.7), (4, 1.2), (3, 1.1), (2, 0.9), (1, 0.7)]
+    assert said == [
+        "0.9 [0.6 0.8]",
+        "variable 'temperature': value 9.0 is above maximum 2",
+        "temperature 1.1 -> 1.2",
+        "0.7",
+        str([(version, value, "python") for version, value in history]),
+        "6",
+    ]
+
+
+def test_the_dspy_lines_work_as_written(tmp_path: Path) -> None:
+    with BridgeProcess(tmp_path / "bridge.db") as bridge:
+        said = python("import dspy", ROOT, bridge.port)
+        assert bridge.stop() == 0
+    capital = "It is Paris, says fake/small at"
+    assert said == [f"{capital} 0.7.", f"{capital} 0.2.", "1", f"{capital} 0.7."]
+
+
+def test_the_terminal_tour_works_as_written(tmp_path: Path) -> None:
+    (tour,) = (block for block in blocks("sh") if "snakepit-bridge register" in block)
+    with BridgeProcess(tmp_path / "bridge.db", "--adapter", "snakepit_bridge.showcase") as bridge:
+        command = str(GRPCURL.with_name("snakepit-bridge"))
+        said = shell(
+            f"export SNAKEPIT_BRIDGE_TARGET=localhost:{bridge.port}\n"
+            + tour.replace(".venv/bin/snakepit-bridge", command),
+            bridge.port,
+        )
+        assert bridge.stop() == 0
+    assert "temperature = 0.9  version 2" in said
+    assert "variable 'temperature': value 9.0 is above maximum 2" in said  # refused
+    assert "temperature = 1.2  version 4" in said  # if version 3
+    assert "it is 1.2 now" in said
+    assert "constraints  min 0, max 2" in said
+    assert "mode         choice  careful" in said  # list
+    assert "text_stats" in said  # tools
+    assert "seconds before each number" in said  # of one
+    assert '{"number":3}' in said  # a stream
+    assert '"variable":"temperature"' in said  # tune
+
+
+def python(which: str, directory: Path, port: int = 50050) -> list[str]:
+    """What the lines print that hold ``which``."""
+    (code,) = (block for block in blocks("python") if which in block)
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
+        [sys.executable, "-c", code.replace("localhost:50050", f"localhost:{port}")],
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    said = ["temperature 0.7 -> 0.9", "0.9", "[0.9, 0.7]"]
-    assert done.stdout.splitlines() == said, done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 def test_what_the_readme_points_at_is_there() -> None:
