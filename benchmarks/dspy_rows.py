@@ -31,7 +31,7 @@ _REPLY = "[[ ## reasoning ## ]]\nFrance.\n\n[[ ## answer ## ]]\nParis.\n\n[[ ## 
 
 @contextmanager
 def bound_call(scale: Scale) -> Iterator[Contest]:
-    """Measure the time of a call, in µs.
+    """Measure the CPU time of a call, in µs: nothing in it waits.
 
     :raises NotMeasured: DSPy is not installed.
     :raises BenchmarkError: the two do not ask the same.
@@ -81,8 +81,8 @@ def bound_call(scale: Scale) -> Iterator[Contest]:
 
 
 def _timed(program: Any, calls: int) -> float:  # noqa: ANN401 - as above
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(calls):
         if program(question=_QUESTION).answer != "Paris.":
             raise BenchmarkError("a wrong answer")
-    return (time.perf_counter() - began) / calls * 1e6
+    return (time.process_time() - began) / calls * 1e6
