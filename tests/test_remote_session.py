@@ -18,6 +18,7 @@ from google.rpc.status_pb2 import Status
 
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import tool_worker_pb2 as frames
+from snakepit_bridge.client.statuses import error_of
 from snakepit_bridge.elixir import ElixirToolFailed
 from snakepit_bridge.errors import (
     BridgeError,
@@ -30,10 +31,10 @@ from snakepit_bridge.errors import (
 from snakepit_bridge.session_context import SessionContext, Variable, VariableVersion
 from snakepit_bridge.tool_session import ToolSession
 from snakepit_bridge.tools.context import ToolCancelled
-from snakepit_bridge.tools.remote_session import RemoteSession
-from snakepit_bridge.tools.remote_wire import error_of, headers
+from snakepit_bridge.tools.remote_session import RemoteToolSession, headers
 from tests.bridge_process import BridgeProcess
 from tests.elixir_side import ElixirSide
+from tests.tcp_proxy import TcpProxy
 from tests.wire_session import Session
 
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,14 +42,14 @@ NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 Step = Callable[[Any], Any]
 
 
-def remote(session: Session, **fields: Any) -> RemoteSession:  # noqa: ANN401 - of any type
-    return RemoteSession(
+def remote(session: Session, **fields: Any) -> RemoteToolSession:  # noqa: ANN401 - of any type
+    return RemoteToolSession(
         frames.Job(session_id=session.id, port=session.bridge.port, **fields), None
     )
 
 
 @pytest.fixture
-def context(session: Session) -> Iterator[RemoteSession]:
+def context(session: Session) -> Iterator[RemoteToolSession]:
     session.start()
     with remote(session) as context:
         yield context
@@ -162,14 +163,14 @@ STEPS: list[Step] = [
 ]
 
 
-def test_each_call_does_what_it_does_in_the_bridges_process(context: RemoteSession) -> None:
+def test_each_call_does_what_it_does_in_the_bridges_process(context: RemoteToolSession) -> None:
     with SessionContext(context.session_id) as local:
         for number, step in enumerate(STEPS):
             here, there = outcome(step, local), outcome(step, context)
             assert repr(there) == repr(here), f"step {number}: {inspect.getsource(step)}"
 
 
-async def test_each_call_has_an_asynchronous_form(context: RemoteSession) -> None:
+async def test_each_call_has_an_asynchronous_form(context: RemoteToolSession) -> None:
     assert await context.register_variable_async("x", "integer", 1) == "var_x_2"
     assert await context.set_variable_async("x", 2, expected_version=1) == 2
     assert (await context.set_variables_async({"x": 3})).versions == {"x": 3}
@@ -192,7 +193,7 @@ async def test_each_call_has_an_asynchronous_form(context: RemoteSession) -> Non
     await context.report_progress_async(1)
 
 
-async def test_what_blocks_is_refused_on_an_event_loop(context: RemoteSession) -> None:
+async def test_what_blocks_is_refused_on_an_event_loop(context: RemoteToolSession) -> None:
     await context.register_variable_async("x", "integer", 1)
     variable = context.get_variable("x")  # as in the bridge's process, where it is in memory
     assert variable is not None
@@ -220,23 +221,25 @@ def test_it_has_what_tools_have_in_the_bridges_process() -> None:
         return {name for name in dir(kind) if not name.startswith("_")}
 
     made = {"session_id", "request_metadata", "tool_name", "call_id"}
-    assert public(ToolSession) <= public(RemoteSession) | made
+    assert public(ToolSession) <= public(RemoteToolSession) | made
     for name in public(SessionContext):
         parameters = inspect.signature(getattr(SessionContext, name)).parameters
-        own = inspect.signature(getattr(RemoteSession, name)).parameters
+        own = inspect.signature(getattr(RemoteToolSession, name)).parameters
         assert [(p.name, p.kind, p.default) for p in own.values()] == [
             (p.name, p.kind, p.default) for p in parameters.values()
         ], name
 
 
-def test_a_type_that_changed_meanwhile_is_noticed(context: RemoteSession, session: Session) -> None:
+def test_a_type_that_changed_meanwhile_is_noticed(
+    context: RemoteToolSession, session: Session
+) -> None:
     context.register_variable("x", "integer", 1)
     session.delete("x")
     session.register("x", "one", "string")
     assert context.set_variable("x", "two") == 2
 
 
-def test_observers_are_called_in_order_and_once(context: RemoteSession) -> None:
+def test_observers_are_called_in_order_and_once(context: RemoteToolSession) -> None:
     context.register_variable("a", "integer", 0)
     context.register_variable("b", "float", 0)
     seen: list[Any] = []
@@ -266,7 +269,7 @@ def test_observers_are_called_in_order_and_once(context: RemoteSession) -> None:
     assert len(seen) == 8
 
 
-def test_an_observer_may_use_the_session_and_end_itself(context: RemoteSession) -> None:
+def test_an_observer_may_use_the_session_and_end_itself(context: RemoteToolSession) -> None:
     context.register_variable("a", "integer", 0)
     context.register_variable("copy", "integer", 0)
     refused: list[str] = []
@@ -291,7 +294,7 @@ def test_an_observer_may_use_the_session_and_end_itself(context: RemoteSession) 
     assert (copied.value, len(refused)) == (5, 1)
 
 
-def test_unwatching_waits_for_the_call_that_runs(context: RemoteSession) -> None:
+def test_unwatching_waits_for_the_call_that_runs(context: RemoteToolSession) -> None:
     context.register_variable("a", "integer", 0)
     entered, leave = threading.Event(), threading.Event()
 
@@ -313,7 +316,7 @@ def test_unwatching_waits_for_the_call_that_runs(context: RemoteSession) -> None
     assert not unwatched.is_alive()
 
 
-def test_a_watch_that_is_refused_is_told(context: RemoteSession, session: Session) -> None:
+def test_a_watch_that_is_refused_is_told(context: RemoteToolSession, session: Session) -> None:
     with pytest.raises(BridgeError, match="of 0 characters"):
         context.watch_variable("", print)
     session.end()
@@ -324,7 +327,7 @@ def test_a_watch_that_is_refused_is_told(context: RemoteSession, session: Sessio
         context.watch_variable("x", print)
 
 
-def test_an_observer_ends_with_its_session(context: RemoteSession, session: Session) -> None:
+def test_an_observer_ends_with_its_session(context: RemoteToolSession, session: Session) -> None:
     context.register_variable("a", "integer", 0)
     seen: list[int] = []
     context.watch_variable("a", lambda *change: seen.append(change[2]))
@@ -342,7 +345,7 @@ def test_a_watch_that_the_bridge_ends_goes_on(
 ) -> None:
     path = tmp_path_factory.mktemp("short") / "bridge.db"
 
-    async def iterate(context: RemoteSession, seen: list[int]) -> None:
+    async def iterate(context: RemoteToolSession, seen: list[int]) -> None:
         async with context.watch("a") as changes:
             iterating.set()
             seen += [change.new async for change in changes]
@@ -377,7 +380,7 @@ async def changes_of(watch: Any, count: int) -> list[Any]:  # noqa: ANN401 - eit
     return [replace(one, changed_at=NEVER, source="") for one in found]
 
 
-async def test_changes_are_iterated_as_in_the_bridges_process(context: RemoteSession) -> None:
+async def test_changes_are_iterated_as_in_the_bridges_process(context: RemoteToolSession) -> None:
     with SessionContext("local") as local:
         sessions: list[Any] = [context, local]
         found = []
@@ -404,7 +407,7 @@ async def test_changes_are_iterated_as_in_the_bridges_process(context: RemoteSes
     assert found[0] == found[1]
 
 
-async def test_a_turn_that_is_cancelled_loses_nothing(context: RemoteSession) -> None:
+async def test_a_turn_that_is_cancelled_loses_nothing(context: RemoteToolSession) -> None:
     await context.register_variable_async("a", "integer", 0)
     async with context.watch("a") as changes, asyncio.timeout(30):
         with pytest.raises(RuntimeError, match="open already"):
@@ -422,7 +425,9 @@ async def test_a_turn_that_is_cancelled_loses_nothing(context: RemoteSession) ->
         await anext(changes)
 
 
-async def test_a_watch_that_is_wrong_is_refused(context: RemoteSession, session: Session) -> None:
+async def test_a_watch_that_is_wrong_is_refused(
+    context: RemoteToolSession, session: Session
+) -> None:
     with pytest.raises(BridgeError, match="negative"):
         context.watch(after_offset=-1)
     with pytest.raises(BridgeError, match="kinds holds 'all'"):
@@ -473,14 +478,14 @@ def test_large_lists_and_histories_come_in_pages(
             assert [entry.version for entry in history] == list(range(11, 3, -1))
 
 
-def test_the_deadline_of_the_call_is_kept(context: RemoteSession, session: Session) -> None:
+def test_the_deadline_of_the_call_is_kept(context: RemoteToolSession, session: Session) -> None:
     assert not context.cancelled
     context.check_cancelled()
     with remote(session, deadline_unix_nanos=time.time_ns() - 1, call_id="late") as late:
         assert late.cancelled
         with pytest.raises(ToolCancelled, match="late"):
             late.check_cancelled()
-        with pytest.raises(TimeoutError, match="GetVariable was not answered"):
+        with pytest.raises(TimeoutError, match="get_variable was not answered"):
             late.get_variable("x")
 
 
@@ -501,30 +506,22 @@ class _Failed(grpc.RpcError):
         return (("grpc-status-details-bin", self._failed[2]),) if self._failed[2] else None
 
 
-def test_a_write_is_retried_once_and_not_done_twice(
-    context: RemoteSession, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    context.register_variable("x", "integer", 1)
-    ask = context._ask
-    asked: list[str] = []
-
-    def unsure(method: str, request: Any) -> Any:  # noqa: ANN401 - any request, any answer
-        answer = ask(method, request)
-        if method == "SetVariable":
-            asked.append(request.request_id)
-            if len(asked) == 1:
-                raise error_of(_Failed(grpc.StatusCode.UNAVAILABLE, "the connection broke"))
-        return answer
-
-    monkeypatch.setattr(context, "_ask", unsure)
-    assert context.set_variable("x", 2) == 2
-    assert asked[0] == asked[1] != ""
-    assert session.get("x").version == 2
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_write_is_retried_and_not_done_twice(session: Session, times: int) -> None:
+    session.register("x", 1)
+    with TcpProxy(session.bridge.port) as proxy:
+        job = frames.Job(session_id=session.id, port=proxy.port)
+        with RemoteToolSession(job, None) as context:
+            context.get_variable("x")
+            proxy.cut_before_answer(times)
+            assert context.set_variable("x", 2) == 2
+        assert proxy.accepted == 1 + times
+    assert (session.get("x").version, session.head) == (2, 3)
 
 
 def test_a_write_fails_where_there_is_no_bridge() -> None:
     job = frames.Job(session_id="nowhere", port=1)
-    with RemoteSession(job, None) as context, pytest.raises(Unavailable):
+    with RemoteToolSession(job, None) as context, pytest.raises(Unavailable):
         context.delete_variable("x")
 
 
@@ -555,7 +552,7 @@ async def test_tools_of_elixir_are_called_through_the_bridge() -> None:
         session_id="s", port=elixir.port, tool="mine", call_id="call-1", correlation_id="from ä"
     )
     try:
-        with RemoteSession(job, None) as context:
+        with RemoteToolSession(job, None) as context:
             assert await context.elixir_tools_async() == {
                 "add": {
                     "name": "add",
@@ -586,7 +583,7 @@ def test_headers_are_what_grpc_takes() -> None:
     assert headers(frames.Job(traceparent="00-a")) == (("traceparent", "00-a"),)
 
 
-def test_arguments_for_elixir_have_to_be_values(context: RemoteSession) -> None:
+def test_arguments_for_elixir_have_to_be_values(context: RemoteToolSession) -> None:
     for value, words in ((object(), "has no type of its own"), (np.zeros(70_000), "binary values")):
         with pytest.raises(BridgeError, match=words) as caught:
             context.call_elixir_tool("there", it=value)

@@ -15,7 +15,7 @@ from snakepit_bridge.client.connection import Headers, gone, late, told_by_the_b
 from snakepit_bridge.client.operations import Ask, Operation
 from snakepit_bridge.client.options import Options, backoff
 from snakepit_bridge.client.statuses import error_of
-from snakepit_bridge.client.telemetry import aio_interceptors
+from snakepit_bridge.client.telemetry import aio_interceptors, current_context
 from snakepit_bridge.errors import BridgeError, Unavailable
 
 __all__ = ["AsyncConnection", "Stream"]
@@ -36,7 +36,8 @@ class AsyncConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
         self._stub: Any = None
-        self._address = ""
+        self.address = ""
+        """HOST:PORT, once it was asked for."""
         self.closed = False
 
     async def close(self) -> None:
@@ -81,13 +82,13 @@ class AsyncConnection:
         :raises RuntimeError: as ``run``.
         """
         call = getattr(self._connected(), method)(
-            request, timeout=timeout, metadata=self._headers + headers
+            request, timeout=timeout, metadata=self._headers + (headers or current_context())
         )
         return Stream(self, call)
 
     def failure(self, error: grpc.RpcError) -> BridgeError:
         """What went wrong with a call."""
-        return self._closed_error() if self.closed else error_of(error, self._address)
+        return self._closed_error() if self.closed else error_of(error, self.address)
 
     def lost(self) -> None:
         """Have the next call connect to where the resolver says by then."""
@@ -101,7 +102,7 @@ class AsyncConnection:
             left = deadline - loop.time()
             try:
                 if left <= 0:
-                    raise late(ask, self._address, limit)
+                    raise late(ask.method, ask.request, self.address, limit)
                 return await getattr(self._connected(), ask.method)(
                     ask.request,
                     timeout=None if math.isinf(left) else left,
@@ -111,7 +112,7 @@ class AsyncConnection:
                 if failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not told_by_the_bridge(
                     failed
                 ):
-                    error: BridgeError = late(ask, self._address, limit)
+                    error: BridgeError = late(ask.method, ask.request, self.address, limit)
                 else:
                     error = self.failure(failed)
             except grpc.aio.UsageError:  # the channel was closed before the call began
@@ -120,6 +121,11 @@ class AsyncConnection:
                     continue
             except Unavailable as refused:
                 error = refused
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self.closed or (task and task.cancelling()):
+                    raise
+                error = self._closed_error()  # by the end of the channel, not of whoever waits
             if not isinstance(error, Unavailable) or self.closed:
                 raise error
             self.lost()
@@ -148,9 +154,9 @@ class AsyncConnection:
             address = self.options.resolve()
         except (OSError, ValueError) as error:
             raise Unavailable(f"it is not known where the bridge is: {error}") from error
-        if self._channel is None or address != self._address:
+        if self._channel is None or address != self.address:
             # What still runs on the one before ends by itself, as its bridge is gone.
-            self._channel, self._address = self._open_channel(address), address
+            self._channel, self.address = self._open_channel(address), address
         self._stub = stubs.BridgeServiceStub(self._channel)
         return self._stub
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from types import TracebackType
 from typing import Self
 
 from snakepit_bridge.client.aio_connection import AsyncConnection, Stream
-from snakepit_bridge.client.connection import Headers, gone
+from snakepit_bridge.client.connection import Headers, gone, late
 from snakepit_bridge.client.following import Following, Step
 from snakepit_bridge.client.results import Bookmark, WatchStatus
 from snakepit_bridge.client.watches import OnStatus
@@ -105,9 +106,14 @@ class AsyncWatch:
         limit = self._connection.options.timeout
         end = asyncio.get_running_loop().time() + limit
         tries = 0
-        while not self._following.standing and not self._ended.is_set():
-            tries += 1
-            await self._read(first=(end, tries))
+        try:
+            async with asyncio.timeout_at(None if math.isinf(end) else end):
+                while not self._following.standing and not self._ended.is_set():
+                    tries += 1
+                    await self._read(first=(end, tries))
+        except TimeoutError:
+            request, address = self._following.request(), self._connection.address
+            raise late("WatchVariables", request, address, limit) from None
         if not any(isinstance(step, Change) for step in self._ready):
             self._kept = self._following.bookmark or self._kept
 

@@ -17,7 +17,7 @@ from snakepit_bridge import bridge_service_pb2_grpc as stubs
 from snakepit_bridge.client.operations import Ask, Operation
 from snakepit_bridge.client.options import Options, backoff
 from snakepit_bridge.client.statuses import error_of
-from snakepit_bridge.client.telemetry import traced
+from snakepit_bridge.client.telemetry import current_context, traced
 from snakepit_bridge.errors import BridgeError, DeadlineExceeded, Unavailable
 
 __all__ = ["Connection", "Headers", "gone", "late", "told_by_the_bridge"]
@@ -41,7 +41,8 @@ class Connection:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
-        self._address = ""
+        self.address = ""
+        """HOST:PORT, once it was asked for."""
         self._closed = threading.Event()
 
     def close(self) -> None:
@@ -84,13 +85,13 @@ class Connection:
         :raises Unavailable: this was closed, or the resolver gave no address.
         """
         stream: Iterator[Any] = getattr(self._connected(), method)(
-            request, timeout=timeout, metadata=self._headers + headers
+            request, timeout=timeout, metadata=self._headers + (headers or current_context())
         )
         return stream
 
     def failure(self, error: grpc.RpcError) -> BridgeError:
         """What went wrong with a stream."""
-        return self._closed_error() if self._closed.is_set() else error_of(error, self._address)
+        return self._closed_error() if self._closed.is_set() else error_of(error, self.address)
 
     def lost(self) -> None:
         """Have the next call connect to where the resolver says by then."""
@@ -108,7 +109,7 @@ class Connection:
             left = deadline - time.monotonic()
             try:
                 if left <= 0:
-                    raise late(ask, self._address, limit)
+                    raise late(ask.method, ask.request, self.address, limit)
                 stub = self._connected()
                 return getattr(stub, ask.method)(
                     ask.request,
@@ -119,7 +120,7 @@ class Connection:
                 if failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not told_by_the_bridge(
                     failed
                 ):
-                    error: BridgeError = late(ask, self._address, limit)
+                    error: BridgeError = late(ask.method, ask.request, self.address, limit)
                 else:
                     error = self.failure(failed)
             except Unavailable as refused:
@@ -152,11 +153,11 @@ class Connection:
         with self._lock:
             if self._closed.is_set():
                 raise self._closed_error()
-            if self._channel is None or address != self._address:
+            if self._channel is None or address != self.address:
                 if self._channel is not None:
                     # Calls that still run on it end by themselves, as their bridge is gone.
                     self._channel.close()
-                self._channel, self._address = self._open_channel(address), address
+                self._channel, self.address = self._open_channel(address), address
             self._stub = stubs.BridgeServiceStub(self._channel)
             return self._stub
 
@@ -178,9 +179,9 @@ def told_by_the_bridge(error: grpc.RpcError) -> bool:
     return any(key == "grpc-status-details-bin" for key, _ in trailers)
 
 
-def late(ask: Ask, address: str, limit: float) -> DeadlineExceeded:
+def late(method: str, request: Message, address: str, limit: float) -> DeadlineExceeded:
     """Tell that a call was not answered in time, and what to do about it."""
-    request_id = getattr(ask.request, "request_id", "")
+    request_id = getattr(request, "request_id", "")
     advice = (
         f": it may have been done or not; repeat it with request_id={request_id!r}, which does it "
         "once"
@@ -188,7 +189,7 @@ def late(ask: Ask, address: str, limit: float) -> DeadlineExceeded:
         else ""
     )
     return DeadlineExceeded(
-        f"{ask.method} was not answered by {address or 'the bridge'} within {limit:g} s{advice}",
+        f"{method} was not answered by {address or 'the bridge'} within {limit:g} s{advice}",
         request_id=request_id,
     )
 

@@ -37,6 +37,13 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # So long connecting may take: gRPC's least back-off is its limit for that.
     ("grpc.min_reconnect_backoff_ms", 2_000),
+    # A network may go without a word, and a watch has no deadline: so the other side is asked now
+    # and then whether it is there, as often as that takes. How long for an answer is waited says
+    # the one or the other, by the release of gRPC.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 _ON_THIS_MACHINE = ("localhost:", "127.", "[::1]:", "unix:")
@@ -86,6 +93,8 @@ class Options:
     def __post_init__(self) -> None:
         if not (callable(self.target) or isinstance(self.target, str)):
             raise TypeError(f"target is a {type(self.target).__name__}: give 'HOST:PORT'")
+        if not self.target:
+            raise ValueError("target is empty: give 'HOST:PORT'")
         if not self.timeout > 0:
             raise ValueError(f"timeout {self.timeout} is not positive: seconds, or math.inf")
         if not (self.token.isascii() and self.token.isprintable()):
@@ -100,8 +109,15 @@ class Options:
         """HOST:PORT as it is now.
 
         :raises OSError: whatever the resolver does.
+        :raises TypeError: it gave something else.
+        :raises ValueError: it gave nothing.
         """
-        return self.target if isinstance(self.target, str) else self.target()
+        address = self.target if isinstance(self.target, str) else self.target()
+        if not isinstance(address, str):
+            raise TypeError(f"the resolver gave a {type(address).__name__}, not 'HOST:PORT'")
+        if not address:
+            raise ValueError("the address is empty")
+        return address
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,9 @@
-"""Spans for the client's calls, where OpenTelemetry is configured in this process."""
+"""Spans for the client's calls, where OpenTelemetry is configured in this process.
+
+Streams get none: they may be open for days, and around a stream the instrumentation hands out a
+generator, which cannot be cancelled, and leaves its span behind as the parent of whatever its
+reader does next. What a stream begins belongs to the span that is current then.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,11 @@ from typing import Any
 
 import grpc
 
-__all__ = ["aio_interceptors", "traced"]
+__all__ = ["aio_interceptors", "current_context", "traced"]
 
 
 def traced(channel: grpc.Channel) -> grpc.Channel:
-    """Give each call on a channel a span that the bridge's belong to."""
+    """Give each unary call on a channel a span that the bridge's belong to."""
     if not _configured():
         return channel
     from opentelemetry.instrumentation.grpc import (  # noqa: PLC0415 - an extra
@@ -20,7 +25,7 @@ def traced(channel: grpc.Channel) -> grpc.Channel:
     )
     from opentelemetry.instrumentation.grpc.grpcext import intercept_channel  # noqa: PLC0415
 
-    made: grpc.Channel = intercept_channel(channel, client_interceptor())
+    made: grpc.Channel = intercept_channel(channel, client_interceptor(filter_=_is_unary))
     return made
 
 
@@ -32,8 +37,23 @@ def aio_interceptors() -> Sequence[Any]:
         aio_client_interceptors,
     )
 
-    made: Sequence[Any] = aio_client_interceptors()
-    return made
+    unary = grpc.aio.UnaryUnaryClientInterceptor
+    return [each for each in aio_client_interceptors() if isinstance(each, unary)]
+
+
+def current_context() -> tuple[tuple[str, str], ...]:
+    """The span that is current, as metadata of a stream."""
+    if not _configured():
+        return ()
+    from opentelemetry.propagate import inject  # noqa: PLC0415 - an extra
+
+    carrier: dict[str, str] = {}
+    inject(carrier)
+    return tuple((key.lower(), value) for key, value in carrier.items())
+
+
+def _is_unary(call: Any) -> bool:  # noqa: ANN401 - without types
+    return not getattr(call, "is_server_stream", False)
 
 
 def _configured() -> bool:

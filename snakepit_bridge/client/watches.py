@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import grpc
 
-from snakepit_bridge.client.connection import Connection, Headers, gone
+from snakepit_bridge.client.connection import Connection, Headers, gone, late
 from snakepit_bridge.client.following import Following, Step
 from snakepit_bridge.client.results import Bookmark, WatchStatus
 from snakepit_bridge.errors import BridgeError, Unavailable
@@ -48,6 +48,8 @@ class Watch:
         self._kept = following.bookmark
         self._begun = False
         self._ended = threading.Event()
+        self._late = False
+        """Whether it did not stand in time."""
 
     @property
     def bookmark(self) -> Bookmark:
@@ -113,11 +115,24 @@ class Watch:
         limit = self._connection.options.timeout
         end = time.monotonic() + limit
         tries = 0
-        while not self._following.standing and not self._ended.is_set():
-            tries += 1
-            self._read(first=(end, tries))
+        alarm = threading.Timer(min(limit, threading.TIMEOUT_MAX), self._give_up)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            while not self._following.standing and not self._ended.is_set():
+                tries += 1
+                self._read(first=(end, tries))
+        finally:
+            alarm.cancel()
         if not any(isinstance(step, Change) for step in self._ready):
             self._note_progress()
+
+    def _give_up(self) -> None:
+        """On a thread of its own, as a stream has no deadline that ends with its first message."""
+        self._late = True
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
 
     def _note_progress(self) -> None:
         self._kept = self._following.bookmark or self._kept
@@ -135,7 +150,7 @@ class Watch:
                 self._stream = self._connection.open(
                     "WatchVariables", request, headers=self._headers
                 )
-                if self._ended.is_set():
+                if self._ended.is_set() or (first and self._late):
                     self._stream.cancel()
             update = next(self._stream, None)
         except (grpc.RpcError, Unavailable) as raised:
@@ -157,6 +172,9 @@ class Watch:
         try:
             if connection.closed:
                 raise error
+            if first is not None and self._late:
+                request, limit = self._following.request(), connection.options.timeout
+                raise late("WatchVariables", request, connection.address, limit)
             status = self._following.fail(error)
             if first is not None and (
                 not connection.options.retries or time.monotonic() + status.wait >= first[0]
