@@ -182,17 +182,20 @@ def test_a_stream_is_printed_as_it_comes(shell: Shell) -> None:
     ]
     assert [list(line) for line in lines] == [["data", "metadata", "is_progress"]] * len(lines)
     assert [line["data"] for line in lines if not line["is_progress"]] == [{"number": 1}]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [COMMAND, "call", "count", "to=10000", "delay=0.05"],
         env=shell.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == '{"number":1}\n'
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=PATIENCE)
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == '{"number":1}\n'
+        process.send_signal(signal.SIGINT)
+        try:
+            _, err = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
 

@@ -376,7 +376,7 @@ def test_a_resolver_that_knows_nothing_yet_is_asked_again(
     with face.client(resolver, timeout=0.1) as client:
         watch = client.session("s").watch("x")
         for call in (client.ping, watch.__enter__):
-            # The deadline may come between two tries, too.
+            # The deadline may come in the middle of a try, too.
             with pytest.raises((Unavailable, DeadlineExceeded)) as caught:
                 call()
             if isinstance(caught.value, Unavailable):

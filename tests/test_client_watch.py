@@ -460,6 +460,14 @@ def test_a_bookmark_of_another_log_can_begin_anew(
     assert "interrupted" not in [one.kind for one in told]
 
 
+def test_beginning_anew_is_no_retry(face: Face, near: wire_session.Session) -> None:
+    near.register("x", 5)
+    with face.client(f"127.0.0.1:{near.bridge.port}", retries=False) as client:
+        session = client.session(near.id)
+        with session.watch("x", bookmark=Bookmark("foreign", 1, 0), begin_anew=True) as watch:
+            assert outline(take(watch, 1)) == [("initial_value", "x", 5)]
+
+
 def test_a_bookmark_that_retention_cut_away_can_begin_anew(tmp_path: Path) -> None:
     with BridgeProcess(
         tmp_path / "bridge.db", "--retention-age", "1s", "--session-ttl", "0"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -20,6 +19,7 @@ from snakepit_bridge.cli.connection import (
     RequestIdOption,
     at_a_bridge,
 )
+from snakepit_bridge.cli.interrupts import interruptible
 from snakepit_bridge.cli.output import (
     json_value,
     safe,
@@ -109,7 +109,7 @@ def _execute(run: Callable[[], object], at: Connection, tool: str, *, verbose: b
     from snakepit_bridge.client import ToolFailed  # noqa: PLC0415 - loads gRPC
 
     try:
-        result = run()
+        (result,) = interruptible(run() for _ in range(1))
     except ToolFailed as error:
         if verbose and error.traceback:
             say_note(error.traceback.rstrip("\n"))
@@ -122,8 +122,8 @@ def _execute(run: Callable[[], object], at: Connection, tool: str, *, verbose: b
 
 
 def _stream(items: Any, at: Connection, tool: str) -> None:  # noqa: ANN401 - a generator
-    with closing(items), _Bar(tool) as bar:
-        for item in items:
+    with _Bar(tool) as bar:
+        for item in interruptible(items):
             if at.as_json:
                 write_json(
                     {

@@ -11,9 +11,9 @@ import grpc
 from google.protobuf.message import Message
 
 from snakepit_bridge import bridge_service_pb2_grpc as stubs
-from snakepit_bridge.client.connection import Headers, gone, late, told_by_the_bridge
+from snakepit_bridge.client.connection import Headers, gone, is_late, late
 from snakepit_bridge.client.operations import Ask, Operation
-from snakepit_bridge.client.options import Options, backoff
+from snakepit_bridge.client.options import FIRST_WAIT, Options, backoff
 from snakepit_bridge.client.statuses import error_of
 from snakepit_bridge.client.telemetry import aio_interceptors, current_context
 from snakepit_bridge.errors import BridgeError, Unavailable
@@ -98,23 +98,23 @@ class AsyncConnection:
     async def _ask(self, ask: Ask, limit: float, deadline: float, headers: Headers) -> Any:  # noqa: ANN401 - stubs have no types
         loop = asyncio.get_running_loop()
         attempt = 0
+        lost: Unavailable | None = None
         while True:
             left = deadline - loop.time()
             try:
                 if left <= 0:
-                    raise late(ask.method, ask.request, self.address, limit)
+                    raise late(ask.method, ask.request, self.address, limit, lost, attempt)
                 return await getattr(self._connected(), ask.method)(
                     ask.request,
                     timeout=None if math.isinf(left) else left,
                     metadata=self._headers + headers,
                 )
             except grpc.aio.AioRpcError as failed:
-                if failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not told_by_the_bridge(
-                    failed
-                ):
-                    error: BridgeError = late(ask.method, ask.request, self.address, limit)
-                else:
-                    error = self.failure(failed)
+                if is_late(failed):
+                    raise late(
+                        ask.method, ask.request, self.address, limit, lost, attempt
+                    ) from None
+                error: BridgeError = self.failure(failed)
             except grpc.aio.UsageError:  # the channel was closed before the call began
                 error = self._closed_error()
                 if not self.closed:
@@ -128,12 +128,13 @@ class AsyncConnection:
                 error = self._closed_error()  # by the end of the channel, not of whoever waits
             if not isinstance(error, Unavailable) or self.closed:
                 raise error
+            lost = error
             self.lost()
-            wait = backoff(attempt)
+            left = deadline - loop.time()
             attempt += 1
-            if not (ask.again and self.options.retries) or wait >= deadline - loop.time():
+            if not (ask.again and self.options.retries) or left < FIRST_WAIT:
                 raise gone(error, attempt)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(min(backoff(attempt - 1), left / 2))
 
     def _connected(self) -> Any:  # noqa: ANN401 - stubs have no types
         loop = asyncio.get_running_loop()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from snakepit_bridge.client.aio_connection import AsyncConnection, Stream
 from snakepit_bridge.client.connection import Headers, gone, late
 from snakepit_bridge.client.following import Following, Step
+from snakepit_bridge.client.options import FIRST_WAIT
 from snakepit_bridge.client.results import Bookmark, WatchStatus
 from snakepit_bridge.client.watches import OnStatus
 from snakepit_bridge.errors import BridgeError, Unavailable
@@ -42,6 +44,8 @@ class AsyncWatch:
         self._kept = following.bookmark
         self._begun = False
         self._ended = asyncio.Event()
+        self._lost: Unavailable | None = None
+        """Why the last try to begin failed."""
 
     @property
     def bookmark(self) -> Bookmark:
@@ -113,7 +117,7 @@ class AsyncWatch:
                     await self._read(first=(end, tries))
         except TimeoutError:
             request, address = self._following.request(), self._connection.address
-            raise late("WatchVariables", request, address, limit) from None
+            raise late("WatchVariables", request, address, limit, self._lost, tries) from None
         if not any(isinstance(step, Change) for step in self._ready):
             self._kept = self._following.bookmark or self._kept
 
@@ -149,10 +153,12 @@ class AsyncWatch:
             if connection.closed:
                 raise error
             status = self._following.fail(error)
-            if first is not None and (
-                not connection.options.retries or loop.time() + status.wait >= first[0]
-            ):
-                raise gone(error, first[1]) if isinstance(error, Unavailable) else error
+            if first is not None and status.kind == "interrupted":
+                left = first[0] - loop.time()
+                if not connection.options.retries or left < FIRST_WAIT:
+                    raise gone(error, first[1]) if isinstance(error, Unavailable) else error
+                self._lost = error if isinstance(error, Unavailable) else None
+                status = replace(status, wait=min(status.wait, left / 2))
         except BridgeError:
             self._ended.set()
             raise

@@ -15,12 +15,12 @@ from google.protobuf.message import Message
 
 from snakepit_bridge import bridge_service_pb2_grpc as stubs
 from snakepit_bridge.client.operations import Ask, Operation
-from snakepit_bridge.client.options import Options, backoff
+from snakepit_bridge.client.options import FIRST_WAIT, Options, backoff
 from snakepit_bridge.client.statuses import error_of
 from snakepit_bridge.client.telemetry import current_context, traced
 from snakepit_bridge.errors import BridgeError, DeadlineExceeded, Unavailable
 
-__all__ = ["Connection", "Headers", "gone", "late", "told_by_the_bridge"]
+__all__ = ["Connection", "Headers", "gone", "is_late", "late"]
 
 T = TypeVar("T")
 
@@ -105,11 +105,12 @@ class Connection:
 
     def _ask(self, ask: Ask, limit: float, deadline: float, headers: Headers) -> Any:  # noqa: ANN401 - stubs have no types
         attempt = 0
+        lost: Unavailable | None = None
         while True:
             left = deadline - time.monotonic()
             try:
                 if left <= 0:
-                    raise late(ask.method, ask.request, self.address, limit)
+                    raise late(ask.method, ask.request, self.address, limit, lost, attempt)
                 stub = self._connected()
                 return getattr(stub, ask.method)(
                     ask.request,
@@ -117,12 +118,11 @@ class Connection:
                     metadata=self._headers + headers,
                 )
             except grpc.RpcError as failed:
-                if failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not told_by_the_bridge(
-                    failed
-                ):
-                    error: BridgeError = late(ask.method, ask.request, self.address, limit)
-                else:
-                    error = self.failure(failed)
+                if is_late(failed):
+                    raise late(
+                        ask.method, ask.request, self.address, limit, lost, attempt
+                    ) from None
+                error: BridgeError = self.failure(failed)
             except Unavailable as refused:
                 error = refused
             except ValueError:
@@ -133,12 +133,14 @@ class Connection:
                 continue
             if not isinstance(error, Unavailable) or self._closed.is_set():
                 raise error
+            lost = error
             self.lost()
-            wait = backoff(attempt)
+            left = deadline - time.monotonic()
             attempt += 1
-            if not (ask.again and self.options.retries) or wait >= deadline - time.monotonic():
+            if not (ask.again and self.options.retries) or left < FIRST_WAIT:
                 raise gone(error, attempt)
-            self._closed.wait(wait)
+            # Each try has time to be answered, so that it is known what became of it.
+            self._closed.wait(min(backoff(attempt - 1), left / 2))
 
     def _connected(self) -> Any:  # noqa: ANN401 - stubs have no types
         stub = self._stub
@@ -173,14 +175,27 @@ class Connection:
         return Unavailable("this client was closed")
 
 
-def told_by_the_bridge(error: grpc.RpcError) -> bool:
-    """Whether the bridge itself says so, of a tool."""
+def is_late(error: grpc.RpcError) -> bool:
+    """Whether a deadline has passed here, and not that of a tool, of which the bridge tells."""
     trailers: Any = error.trailing_metadata() or ()
-    return any(key == "grpc-status-details-bin" for key, _ in trailers)
+    told = any(key == "grpc-status-details-bin" for key, _ in trailers)
+    return error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not told
 
 
-def late(method: str, request: Message, address: str, limit: float) -> DeadlineExceeded:
-    """Tell that a call was not answered in time, and what to do about it."""
+def late(  # noqa: PLR0913, PLR0917 - of the call, and of its tries
+    method: str,
+    request: Message,
+    address: str,
+    limit: float,
+    lost: Unavailable | None = None,
+    attempts: int = 0,
+) -> BridgeError:
+    """Tell that a call was not answered in time, and what to do about it.
+
+    :param lost: why the try before failed: then it is rather that there is no bridge.
+    """
+    if lost is not None:
+        return gone(lost, attempts)
     request_id = getattr(request, "request_id", "")
     advice = (
         f": it may have been done or not; repeat it with request_id={request_id!r}, which does it "

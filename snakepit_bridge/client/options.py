@@ -12,6 +12,7 @@ import grpc
 
 __all__ = [
     "CHANNEL_OPTIONS",
+    "FIRST_WAIT",
     "TLS",
     "Options",
     "Resolver",

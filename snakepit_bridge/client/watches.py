@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ import grpc
 
 from snakepit_bridge.client.connection import Connection, Headers, gone, late
 from snakepit_bridge.client.following import Following, Step
+from snakepit_bridge.client.options import FIRST_WAIT
 from snakepit_bridge.client.results import Bookmark, WatchStatus
 from snakepit_bridge.errors import BridgeError, Unavailable
 from snakepit_bridge.views import Change
@@ -49,7 +51,9 @@ class Watch:
         self._begun = False
         self._ended = threading.Event()
         self._late = False
-        """Whether it did not stand in time."""
+        """Whether it did not stand in time,"""
+        self._lost: Unavailable | None = None
+        """and why the try before failed."""
 
     @property
     def bookmark(self) -> Bookmark:
@@ -174,12 +178,16 @@ class Watch:
                 raise error
             if first is not None and self._late:
                 request, limit = self._following.request(), connection.options.timeout
-                raise late("WatchVariables", request, connection.address, limit)
+                raise late(
+                    "WatchVariables", request, connection.address, limit, self._lost, first[1]
+                )
             status = self._following.fail(error)
-            if first is not None and (
-                not connection.options.retries or time.monotonic() + status.wait >= first[0]
-            ):
-                raise gone(error, first[1]) if isinstance(error, Unavailable) else error
+            if first is not None and status.kind == "interrupted":
+                left = first[0] - time.monotonic()
+                if not connection.options.retries or left < FIRST_WAIT:
+                    raise gone(error, first[1]) if isinstance(error, Unavailable) else error
+                self._lost = error if isinstance(error, Unavailable) else None
+                status = replace(status, wait=min(status.wait, left / 2))
         except BridgeError:
             self._ended.set()
             raise
