@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from tests.wire_session import Session
 _CACHE = tempfile.TemporaryDirectory(prefix="dspy-cache-")
 os.environ["DSPY_CACHEDIR"] = _CACHE.name
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+
+# In the background of a shell Ctrl-C is ignored, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
