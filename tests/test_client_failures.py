@@ -461,6 +461,28 @@ def test_a_deadline_holds_for_all_tries_together(face: Face, proxy: TcpProxy) ->
         assert 0.2 < time.monotonic() - begun < 10
 
 
+def test_who_looked_for_the_bridge_until_the_deadline_is_told_what_was_in_the_way(
+    face: Face, proxy: TcpProxy
+) -> None:
+    """And not only that it is late: the last try is then mostly cut short."""
+    proxy.hold()
+    calls: list[Callable[[Any], object]] = [
+        lambda s: s.set("x", 1),
+        lambda s: s.watch("x").__enter__(),
+    ]
+    for call in calls:
+        answers = [raises(OSError("no file yet"))]
+
+        def resolve(answers: list[Callable[[], str]] = answers) -> str:
+            return answers.pop()() if answers else proxy.target
+
+        with (
+            face.client(resolve, timeout=0.4) as client,
+            pytest.raises(Unavailable, match=r"no file yet; tried 2 times"),
+        ):
+            call(client.session("s"))
+
+
 def test_a_watch_that_is_not_answered_is_given_up_in_time(
     face: Face, proxy: TcpProxy, near: wire_session.Session
 ) -> None:

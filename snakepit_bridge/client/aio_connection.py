@@ -112,7 +112,7 @@ class AsyncConnection:
             except grpc.aio.AioRpcError as failed:
                 if is_late(failed):
                     raise late(
-                        ask.method, ask.request, self.address, limit, lost, attempt
+                        ask.method, ask.request, self.address, limit, lost, attempt + 1
                     ) from None
                 error: BridgeError = self.failure(failed)
             except grpc.aio.UsageError:  # the channel was closed before the call began

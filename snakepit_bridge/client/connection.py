@@ -120,7 +120,7 @@ class Connection:
             except grpc.RpcError as failed:
                 if is_late(failed):
                     raise late(
-                        ask.method, ask.request, self.address, limit, lost, attempt
+                        ask.method, ask.request, self.address, limit, lost, attempt + 1
                     ) from None
                 error: BridgeError = self.failure(failed)
             except Unavailable as refused:
