@@ -104,6 +104,9 @@ FIRST_LOOK = 5.0
 NEXT_ATTEMPT = 0.25
 """Seconds; gRPC waits 0.12 at most, as it is told below, and then has to connect."""
 
+LONGEST_BEAT = 1.0
+"""Seconds that a heartbeat waits for the shared bridge: Snakepit sends one every two."""
+
 BLOCKED = 0.2
 """Seconds that a watch has, at the end, whose client does not read."""
 
@@ -165,6 +168,9 @@ class SharedBridge:
                 # attempt costs nothing, and restarts in less than a second.
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 100),
+                # It widens the window of each stream to 4.5 MB, which is what each watch would
+                # then keep here whose client does not read.
+                ("grpc.http2.bdp_probe", 0),
             ),
         )
         paths = {name: f"/{SERVICE.full_name}/{name}" for name in FORWARDED}
@@ -352,8 +358,9 @@ class Forwarding:
         ours = await self._local.heartbeat(call.raw)
         lives_here = pb.HeartbeatResponse.FromString(ours).session_valid
         try:
-            theirs = await self._ask("Heartbeat", call)
-        except Unavailable:
+            async with asyncio.timeout(LONGEST_BEAT if lives_here else None):
+                theirs = await self._ask("Heartbeat", call)
+        except (Unavailable, TimeoutError):
             if lives_here:
                 return ours
             raise

@@ -68,7 +68,7 @@ def _below(prefix: str, module: Any, seen: set[int]) -> Iterator[tuple[str, Any]
 
 def _children(prefix: str, module: Any) -> Iterator[tuple[str, Any]]:
     for name, value in module.__dict__.items():
-        if name in _NOT_SEARCHED:
+        if name in _NOT_SEARCHED and not isinstance(value, dspy.Module):
             continue
         if isinstance(value, dspy.Module):
             yield f"{prefix}{name}", value
