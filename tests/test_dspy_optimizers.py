@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from snakepit_bridge.dspy_modules import (
     VariableAwareModule,
     compiling,
 )
-from snakepit_bridge.errors import InvalidRequest
+from snakepit_bridge.errors import InvalidRequest, InvalidValue
 from snakepit_bridge.views import BatchRefused
 from tests.dspy_programs import QUESTION, Recorder, dspy, trainset
 
@@ -247,6 +248,11 @@ def test_what_cannot_be_published_is_refused(session: SessionContext, models: Re
     program = Answering(session)
     with pytest.raises(InvalidRequest, match=r"'instructions'.*no predictor 'solve.predict'.*self"):
         program.publish(dspy.Predict("question -> answer"))
+    dated = program.deepcopy()
+    for predictor in dated.predictors():
+        predictor.demos = [dspy.Example(question=date(2026, 1, 1))]
+    with pytest.raises(InvalidValue, match=r"'demos'.*no JSON form.*date"):
+        program.publish(dated)
     program.bind_variable("instructions", "instructions", at="sort")
     with pytest.raises(InvalidRequest, match="several predictors, which differ now"):
         program.publish(Plain())

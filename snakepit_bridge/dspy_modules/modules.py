@@ -26,7 +26,7 @@ from snakepit_bridge.dspy_modules.leaves import SteeredPredict
 from snakepit_bridge.dspy_modules.plans import Plan, names_in, plan_of
 from snakepit_bridge.dspy_modules.resolving import places
 from snakepit_bridge.dspy_modules.tree import Tree, grow
-from snakepit_bridge.errors import FailedPrecondition, InvalidRequest, quote
+from snakepit_bridge.errors import FailedPrecondition, InvalidRequest, InvalidValue, quote
 from snakepit_bridge.variable_aware_mixin import (
     SOURCE,
     BoundReading,
@@ -176,6 +176,7 @@ class VariableAwareModule(VariableAwareMixin, dspy.Module):
         :param compiled: a program with the same predictors, such as an optimizer's result.
         :param overwrite: also variables that were changed since ``compiling`` began.
         :raises BatchRefused: they were, or a value is refused; nothing is changed.
+        :raises InvalidValue: a demonstration holds what JSON has no form for, such as a date.
         :raises InvalidRequest: nothing is bound to instructions or demos, or the program lacks the
             predictor.
         """
@@ -226,7 +227,14 @@ class VariableAwareModule(VariableAwareMixin, dspy.Module):
                     f"variable {quote(binding.name)} is {binding.use}, but what was compiled has "
                     f"no predictor {quote(path)}: {', '.join(results) or 'it has none'}"
                 )
-            new = _part(results[path], kind)
+            try:
+                new = _part(results[path], kind)
+            except TypeError as error:
+                raise InvalidValue(
+                    f"variable {quote(binding.name)} is {binding.use}, and what was compiled has "
+                    f"no JSON form: {error}",
+                    field=binding.name,
+                ) from None
             if updates.setdefault(binding.name, new) != new:
                 raise InvalidRequest(
                     f"variable {quote(binding.name)} is bound to {kind} of several predictors, "
