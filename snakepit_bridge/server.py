@@ -148,9 +148,15 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
-def _no_traceback_for_headers(record: logging.LogRecord) -> bool:
-    """Of a header that is no UTF-8 gRPC gives the bytes to the call, and a traceback to us."""
-    if str(record.msg).startswith("Invalid encoding"):
+_OF_CLIENTS = (
+    "Invalid encoding",  # a header is no UTF-8: the call gets its bytes
+    "ExecuteBatchError raised",  # the client was gone before it could be answered
+)
+
+
+def of_bridge(record: logging.LogRecord) -> bool:
+    """Whether what gRPC logs is about this bridge; what clients do is DEBUG, without traceback."""
+    if str(record.msg).startswith(_OF_CLIENTS):
         record.exc_info = None
         record.levelno, record.levelname = logging.DEBUG, "DEBUG"
         return logger.isEnabledFor(logging.DEBUG)
@@ -166,7 +172,7 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(_no_traceback_for_headers)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(of_bridge)
     token = _token(settings.access.token_file)
     shared_token = _token(settings.access.bridge_token_file)
     toolbox = load_toolbox(settings.tools.adapters)
