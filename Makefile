@@ -3,6 +3,7 @@
 #   PYTHON        makes the environments          make test PYTHON=python3.12
 #   PROTO_PYTHON  makes .proto-env, 3.11 or 3.12  make proto PROTO_PYTHON=python3.11
 #   ARGS          goes to the program             make test ARGS="-k watch"
+#   METRICS_PORT  9464, another, 0 (any), or off  make run METRICS_PORT=off
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 PROTO_PYTHON ?= $(PYTHON)
 ARGS ?=
+METRICS_PORT ?= 9464
 
 # Code of this protoc line (protobuf 4.25) loads on every runtime in the range of
 # pyproject.toml: newer lines write a version check into it that refuses older runtimes.
@@ -49,8 +51,14 @@ help: ## This list
 	@echo
 	@sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
-run: .venv/.stamp ## Serve on port 50050
-	@exec .venv/bin/snakepit-bridge serve --port 50050 $(ARGS)
+# Metrics are not worth a refusal to serve: if their port is taken, any free one will do.
+run: .venv/.stamp ## Serve on port 50050, and metrics on 9464
+	@metrics=$(METRICS_PORT); \
+	  case $$metrics in off|0) ;; *) \
+	    .venv/bin/python -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1]))).close()' $$metrics 2>/dev/null \
+	    || { echo "make: port $$metrics for metrics is taken, so they are on a free one, which is named below: stop what listens there, or choose another with METRICS_PORT=N or off" >&2; metrics=0; } ;; \
+	  esac; \
+	  exec .venv/bin/snakepit-bridge serve --port 50050 --metrics-port $$metrics $(ARGS)
 
 test: .venv/.stamp ## Run the test suite
 	@.venv/bin/python -m pytest $(ARGS)

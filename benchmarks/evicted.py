@@ -51,6 +51,7 @@ class _Task(NamedTuple):
     """A command, whose outcome is the version that it made."""
 
     wanted: Command
+    timing: None = None
 
     def command(self) -> Command:
         return self.wanted

@@ -38,6 +38,7 @@ from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.selection import name_filter
 from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.observation import Observation
 from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.sessions import (
     LoadTask,
@@ -76,10 +77,16 @@ class Mutation(NamedTuple):
     write: Callable[[Outcome], Any]
     call: Call
 
+    @property
+    def timing(self) -> Observation | None:
+        return self.call.observation
+
     def command(self) -> Any:  # noqa: ANN401 - any of ``commands``
         return self.read(self.call)
 
     def answer(self, outcome: Outcome) -> Any:  # noqa: ANN401 - as ``write`` says
+        if self.call.observation is not None:
+            self.call.observation.offset = outcome.answer.offset
         return self.write(outcome)
 
 
@@ -316,7 +323,7 @@ class BridgeServicer:
 
         def read(call: Call) -> RollbackVariable:
             return RollbackVariable(
-                wire.with_key(wire.envelope(request, request.metadata, call.metadata), request),
+                wire.with_key(wire.envelope(request, request.metadata, call), request),
                 request.variable_identifier,
                 request.target_version,
                 past,

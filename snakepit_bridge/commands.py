@@ -18,6 +18,7 @@ from snakepit_bridge.events.model import Envelope, Moment, Origin, Value, make_v
 from snakepit_bridge.events.projection import SessionState
 from snakepit_bridge.limits import Limits
 from snakepit_bridge.metadata_checks import is_label
+from snakepit_bridge.observation import parse_traceparent
 from snakepit_bridge.type_serialization import accept_any, encode, stored_type
 
 __all__ = [
@@ -66,8 +67,10 @@ def told_apart(metadata: Mapping[str, str], source: str) -> tuple[Origin, dict[s
     correlation_id = change.pop("correlation_id", "")
     traceparent = change.pop("traceparent", "")
     tracestate = change.pop("tracestate", "")
-    if not (is_label(traceparent) and is_label(tracestate)):
-        traceparent = tracestate = ""
+    if traceparent and parse_traceparent(traceparent) is None:
+        traceparent = ""
+    if not (traceparent and is_label(tracestate)):
+        tracestate = ""
     source = change.get("source") or source
     return Origin(source, correlation_id, traceparent, tracestate), change
 

@@ -35,6 +35,7 @@ from snakepit_bridge.errors import (
     VersionConflict,
     quote,
 )
+from snakepit_bridge.observation import CORRELATION_HEADER
 from snakepit_bridge.tool_values import decode_argument, encode_result
 
 __all__ = ["Elixir", "ElixirToolFailed"]
@@ -42,8 +43,6 @@ __all__ = ["Elixir", "ElixirToolFailed"]
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["BridgeService"].full_name
-
-CORRELATION_HEADER = "x-snakepit-correlation-id"
 
 PASSED_ON = frozenset({"traceparent", "tracestate", "baggage", CORRELATION_HEADER})
 """What a call takes along of the gRPC metadata of the call that it was made in."""

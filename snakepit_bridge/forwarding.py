@@ -42,13 +42,13 @@ from snakepit_bridge.errors import (
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.model import Origin
 from snakepit_bridge.events.projection import SessionState
+from snakepit_bridge.observation import CORRELATION_HEADER
 from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.tokens import bearer
 from snakepit_bridge.tool_calls import Call as ToolCall
 from snakepit_bridge.tool_calls import Calls
 from snakepit_bridge.tool_rules import check_call
 from snakepit_bridge.wire import (
-    CORRELATION_HEADER,
     TOOL_CALL_HEADER,
     TOOL_HEADER,
     Call,

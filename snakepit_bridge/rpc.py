@@ -28,10 +28,11 @@ from snakepit_bridge.errors import (
     without_frames,
 )
 from snakepit_bridge.forwarding import Answered
+from snakepit_bridge.observation import current
 from snakepit_bridge.tokens import check_token
 from snakepit_bridge.tool_methods import CallStream
 from snakepit_bridge.watching import Send, Stream
-from snakepit_bridge.wire import Call, GrpcMetadata
+from snakepit_bridge.wire import Call, GrpcMetadata, metadata_of
 
 __all__ = ["SERVICE", "Conversation", "Door", "LockedDoor", "Methods", "fail", "handlers"]
 
@@ -165,7 +166,7 @@ def _mutation(method: Mutate, door: Door, max_size: int) -> Callable[[bytes, Con
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
                 headers = context.invocation_metadata() or ()
-                answer = method(Call(raw, headers, context.time_remaining))
+                answer = method(Call(raw, headers, context.time_remaining, current.get()))
                 raw = b""  # it may be long, and a tool may run for hours
                 return await answer
         except Exception as error:
@@ -201,11 +202,16 @@ def _call_stream(method: CallStream, door: Door, max_size: int) -> Callable[[byt
     async def handle(raw: bytes, context: Context) -> None:
         try:
             with door(context):
-                await context.send_initial_metadata(())  # as above
                 if len(raw) > max_size:
                     raise _too_large(len(raw), max_size)
                 headers = context.invocation_metadata() or ()
-                stream = method(Call(raw, headers, context.time_remaining), context.write)
+                observation = current.get()
+                if observation is not None:
+                    observation.settle(metadata_of(pb.ExecuteToolRequest, raw))
+                await context.send_initial_metadata(())  # as above
+                call = Call(raw, headers, context.time_remaining, observation)
+                stream = method(call, context.write)
+                del call
                 raw = b""  # it may be long, and the stream may be open for hours
                 await stream
         except grpc.aio.BaseError as error:
@@ -266,17 +272,24 @@ async def fail(context: Context, error: Exception) -> None:
     The details repeat the message, because clients show the one or the other. What the shared
     bridge answered goes back as it came. Aborting a call raises; this never returns.
     """
+    observation = current.get()
     if isinstance(error, Answered):
+        if observation is not None:
+            observation.status = error.status.name
         without_frames(error)
         await context.abort(error.status, error.message, error.trailers)
     if not isinstance(error, BridgeError):
         logger.error("a call failed inside the bridge", exc_info=error)
         error = InternalError("the bridge failed on this call; see its log")
+    if observation is not None:
+        observation.error, observation.status = error, error.code
     without_frames(error)
     message = error.message
     if len(message.encode()) > MAX_MESSAGE:
         message = message.encode()[: MAX_MESSAGE - 3].decode("utf-8", "ignore") + "..."
     trailers = [(name, error.facts[name]) for name in error.trailers if name in error.facts]
+    if observation is not None:
+        trailers.append(observation.header())
     details = _details(error.code, error.reason, message, error.field, tuple(error.facts.items()))
     await context.abort(
         grpc.StatusCode[error.code], message, (*trailers, ("grpc-status-details-bin", details))

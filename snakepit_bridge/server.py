@@ -23,11 +23,13 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import telemetry
 from snakepit_bridge.bridge_servicer import BridgeServicer
 from snakepit_bridge.decide import decider, recall
@@ -39,10 +41,12 @@ from snakepit_bridge.forwarding import Forwarding, SharedBridge
 from snakepit_bridge.heartbeats import HeartbeatConfig, Heartbeats
 from snakepit_bridge.limits import DEFAULTS, Limits
 from snakepit_bridge.observers import Dispatcher
+from snakepit_bridge.observing import Exposure, MetricsSettings, Observing
 from snakepit_bridge.off_loop import off_loop
 from snakepit_bridge.rpc import SERVICE, Door, LockedDoor, Methods, handlers
 from snakepit_bridge.slots import open_slot
 from snakepit_bridge.stdout import claim_stdout
+from snakepit_bridge.telemetry import logs
 from snakepit_bridge.telemetry.stream import TelemetryStream
 from snakepit_bridge.tokens import TokenUnusable, read_token
 from snakepit_bridge.tool_calls import Calls
@@ -107,6 +111,7 @@ class Settings(NamedTuple):
     slots: Path | None = None
     """Directory of logs, of which the first is taken that is free."""
     access: Access = Access()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 class CannotServe(Exception):
@@ -116,8 +121,8 @@ class CannotServe(Exception):
 def run(settings: Settings) -> None:
     """Serve until a signal, on uvloop where there is one; owns the process.
 
-    :raises CannotServe: the port is taken, the ready file cannot be written, or there is no token
-        in its file.
+    :raises CannotServe: a port is taken, a file for whoever looks for the port cannot be written,
+        or there is no token in its file.
     :raises LogUnusable: the log cannot be opened.
     :raises AdapterUnusable: an adapter cannot be loaded.
     """
@@ -137,6 +142,7 @@ LONGEST_END = 0.25
 def _leave() -> None:
     logger.warning("tools still run, and end here")
     sys.stderr.flush()
+    logs.flush()
     os._exit(0)
 
 
@@ -148,21 +154,6 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
-_OF_CLIENTS = (
-    "Invalid encoding",  # a header is no UTF-8: the call gets its bytes
-    "ExecuteBatchError raised",  # the client was gone before it could be answered
-)
-
-
-def of_bridge(record: logging.LogRecord) -> bool:
-    """Whether what gRPC logs is about this bridge; what clients do is DEBUG, without traceback."""
-    if str(record.msg).startswith(_OF_CLIENTS):
-        record.exc_info = None
-        record.levelno, record.levelname = logging.DEBUG, "DEBUG"
-        return logger.isEnabledFor(logging.DEBUG)
-    return True
-
-
 async def serve(settings: Settings, stdout: TextIO) -> None:
     """Serve on the running loop until SIGTERM or SIGINT; see ``run``.
 
@@ -172,22 +163,32 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    logging.getLogger("grpc._cython.cygrpc").addFilter(of_bridge)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(logs.of_bridge)
     token = _token(settings.access.token_file)
     shared_token = _token(settings.access.bridge_token_file)
     toolbox = load_toolbox(settings.tools.adapters)
     engine = open_log(settings.log) if settings.slots is None else open_slot(settings.slots)
     limits = settings.limits
-    committer = Committer(engine, decider(limits), recall)
+    observing = Observing(_services(), toolbox.definitions)
+    committer = Committer(engine, decider(limits), recall, observers=observing.committing)
+    observing.trace(committer.instance)
     upkeep = Upkeep(committer, limits)
     door = LockedDoor(token) if token else Door()
+
+    def unready() -> str:
+        if stop.is_set() or door.shut:
+            return "draining"
+        return "" if committer.writable else "the log cannot be written"
+
+    exposure = Exposure(settings.metrics, unready)
     try:
         gate = Gate(committer, loop, WAITING_MESSAGES * limits.message_size)
-        bench = _Bench(settings, committer, gate, toolbox, token)
+        core = _Core(committer, gate, observing)
+        bench = _Bench(settings, core, toolbox, token)
         door.is_tool = bench.tools.is_running
-        sessions = _Sessions(settings, committer, gate, bench, shared_token)
+        sessions = _Sessions(settings, core, bench, shared_token)
         methods = handlers(sessions.methods, door, limits.message_size)
-        server, health_servicer, port = await _start(methods, settings)
+        server, health_servicer, port = await _start(methods, settings, observing.interceptor)
         bench.start(port, stop.set)
         committer.start()
         upkeep.start()
@@ -196,6 +197,7 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
         gc.freeze()
         logger.info("serving %s on port %d", engine.url, port)
         try:
+            await _expose(exposure, core, sessions)
             _announce(stdout, port, settings.ready_file)
             await stop.wait()
             await health_servicer.enter_graceful_shutdown()
@@ -205,6 +207,8 @@ async def serve(settings: Settings, stdout: TextIO) -> None:
     finally:
         await off_loop(upkeep.stop)
         await off_loop(committer.close)
+        await off_loop(observing.close)
+        await off_loop(exposure.stop)
     logger.info("stopped")
 
 
@@ -217,14 +221,29 @@ def _token(path: Path | None) -> str:
         raise CannotServe(str(error)) from error
 
 
+async def _expose(exposure: Exposure, core: _Core, sessions: _Sessions) -> None:
+    committer, _, observing = core
+    try:
+        await off_loop(exposure.start, observing, committer, sessions.watches.hub)
+    except OSError as error:
+        raise CannotServe(str(error)) from error
+
+
+class _Core(NamedTuple):
+    """What changes sessions, the way there, and what looks at it."""
+
+    committer: Committer
+    gate: Gate
+    observing: Observing
+
+
 class _Bench:
     """What tools are run with, and what connects them with Elixir."""
 
     def __init__(
         self,
         settings: Settings,
-        committer: Committer,
-        gate: Gate,
+        core: _Core,
         toolbox: Toolbox,
         token: str,
     ) -> None:
@@ -233,6 +252,7 @@ class _Bench:
         :param token: that this bridge wants of each call, those of tools included.
         """
         loop = asyncio.get_running_loop()
+        committer, gate, observing = core
         limits, chosen = settings.limits, settings.tools
         size = limits.message_size
         self._port = 0
@@ -249,7 +269,9 @@ class _Bench:
         )
         threads = chosen.threads or limits.tool_threads
         runner = Runner(loop, processes, threads=threads, max_size=limits.value_size)
-        self.calls = Calls(services, runner, gate, self.telemetry, record=chosen.record)
+        self.calls = Calls(
+            services, runner, gate, self.telemetry, record=chosen.record, observer=observing.tools
+        )
         self.tools = Tools(toolbox, self.calls, max_calls=limits.tool_calls)
 
     def start(self, port: int, on_lost: Callable[[], None]) -> None:
@@ -281,13 +303,13 @@ class _Sessions:
     def __init__(
         self,
         settings: Settings,
-        committer: Committer,
-        gate: Gate,
+        core: _Core,
         bench: _Bench,
         shared_token: str,
     ) -> None:
         """On the running loop."""
         loop = asyncio.get_running_loop()
+        committer, gate, observing = core
         tools = bench.tools
         local = BridgeServicer(
             committer,
@@ -296,7 +318,7 @@ class _Sessions:
             tools.ending,
             max_message_bytes=settings.limits.message_size,
         )
-        self._watches = Watches(committer, gate, loop, settings.limits)
+        self.watches = Watches(committer, gate, loop, settings.limits, observing.delivered)
         self._look: asyncio.Task[None] | None = None
         of_tools = {
             "ExecuteTool": tools.execute_tool,
@@ -311,7 +333,7 @@ class _Sessions:
             self.methods = Methods(
                 local.queries,
                 {**local.mutations, **of_tools},
-                {"WatchVariables": self._watches.watch_variables},
+                {"WatchVariables": self.watches.watch_variables},
                 streams,
                 telemetry,
             )
@@ -337,7 +359,7 @@ class _Sessions:
 
     async def end_watches(self) -> None:
         """End every watch within a moment."""
-        await self._watches.close()
+        await self.watches.close()
         if self._forwarding is not None:
             await self._forwarding.close()
 
@@ -389,12 +411,14 @@ _QUIET = 0.02
 
 
 async def _start(
-    methods: grpc.GenericRpcHandler, settings: Settings
+    methods: grpc.GenericRpcHandler, settings: Settings, interceptor: grpc.aio.ServerInterceptor
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer, int]:
     """Bind 127.0.0.1 and, where there is IPv6, ::1 on the same number; then serve."""
     port = settings.port
     for _ in range(_ATTEMPTS if port == 0 else 1):
-        server = grpc.aio.server(options=_options(settings.limits.message_size))
+        server = grpc.aio.server(
+            interceptors=(interceptor,), options=_options(settings.limits.message_size)
+        )
         health_servicer = _add_services(server, methods)
         try:
             bound = _bind(server, "127.0.0.1", port)
@@ -469,6 +493,13 @@ def _has_ipv6() -> bool:
     except OSError as error:
         return error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
     return True
+
+
+def _services() -> Sequence[ServiceDescriptor]:
+    from grpc_reflection.v1alpha import reflection_pb2  # noqa: PLC0415 - 30 ms of start-up
+
+    files: Sequence[Any] = (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR)
+    return [service for file in files for service in file.services_by_name.values()]
 
 
 def _add_services(

@@ -13,7 +13,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from snakepit_bridge.changes import Changes, Start
 from snakepit_bridge.commands import (
@@ -36,7 +36,7 @@ from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import versions
 from snakepit_bridge.events.selection import name_filter
-from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.events.tasks import CommandTask, Outcome
 from snakepit_bridge.events.urls import open_log
 from snakepit_bridge.limits import DEFAULTS
 from snakepit_bridge.observers import Dispatcher, OnChange, OnError
@@ -509,7 +509,7 @@ class SessionContext:
         return future
 
     def _submit(self, command: Command) -> Future[Outcome]:
-        return self._queue(_CommandTask(command))
+        return self._queue(CommandTask(command))
 
     def _await(self, command: Command) -> Awaitable[Outcome]:
         return asyncio.wrap_future(self._submit(command))
@@ -517,18 +517,6 @@ class SessionContext:
     def _wait(self, command: Command, method: str) -> Outcome:
         _refuse_event_loop(method)
         return self._submit(command).result()
-
-
-class _CommandTask(NamedTuple):
-    """A command that needs no reading and an outcome that needs no writing."""
-
-    prepared: Command
-
-    def command(self) -> Command:
-        return self.prepared
-
-    def answer(self, outcome: Outcome) -> Outcome:
-        return outcome
 
 
 def _refuse_event_loop(method: str) -> None:

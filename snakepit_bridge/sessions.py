@@ -38,6 +38,7 @@ class LoadTask(NamedTuple):
     """Brings a session into memory, behind everything queued before."""
 
     session_id: str
+    timing: None = None
 
     def command(self) -> LoadSession:
         return LoadSession(Envelope(self.session_id))

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from snakepit_bridge.commands import FinishTool, StartTool, ToolArgument, ToolRun
 from snakepit_bridge.errors import (
@@ -29,8 +29,9 @@ from snakepit_bridge.errors import (
 )
 from snakepit_bridge.events.gate import Gate
 from snakepit_bridge.events.model import Envelope, Origin, Value
-from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.events.tasks import CommandTask, Outcome
 from snakepit_bridge.telemetry.stream import TelemetryStream
+from snakepit_bridge.telemetry.tool_calls import ToolObserver
 from snakepit_bridge.tool_session import CallState, FarToolSession, ToolServices, ToolSession
 from snakepit_bridge.tool_wire import ToolAnswer, ToolRequest
 from snakepit_bridge.tools.chunks import Chunk
@@ -68,7 +69,7 @@ RETRY = 1.0
 class Calls:
     """What all calls share, and those that run; belongs to one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what every call needs
         self,
         services: ToolServices,
         runner: Runner,
@@ -76,8 +77,10 @@ class Calls:
         telemetry: TelemetryStream,
         *,
         record: str,
+        observer: ToolObserver,
     ) -> None:
         """:param record: one of ``RECORDINGS``."""
+        self.observer = observer
         self.services = services
         self.runner = runner
         self.gate = gate
@@ -123,7 +126,7 @@ class Calls:
         return call if await call.opened() else None
 
     def submit(self, command: StartTool | FinishTool) -> asyncio.Future[Any]:
-        return self.gate.submit(_Task(command))
+        return self.gate.submit(CommandTask(command))
 
     async def flush(self) -> None:
         """Have all that waits on its way to the committer."""
@@ -157,18 +160,6 @@ class Calls:
             task.cancel()
 
 
-class _Task(NamedTuple):
-    """A command that needs no reading and an outcome that needs no writing."""
-
-    prepared: StartTool | FinishTool
-
-    def command(self) -> StartTool | FinishTool:
-        return self.prepared
-
-    def answer(self, outcome: Outcome) -> Outcome:
-        return outcome
-
-
 class Call:
     """One call, from its request on."""
 
@@ -191,9 +182,9 @@ class Call:
         self._send = send
         self._chunks = 0
         self._pipe = None if send is None else Pipe(calls.services.loop)
-        self._state = CallState(
-            calls.next_id(), request.tool, request.envelope.origin, self._hand_over
-        )
+        about = request.envelope
+        observation = calls.observer.observe(request.tool, about.session_id, about.origin)
+        self._state = CallState(calls.next_id(), request.tool, observation, self._hand_over)
         limits = [limit for limit in (remaining, definition.timeout) if limit is not None]
         limit = min(limits, default=FOREVER)
         self._limit = limit if limit < FOREVER else None
@@ -275,6 +266,7 @@ class Call:
             raise Cancelled("the session ended before the tool could run")
         self.task = asyncio.current_task()
         calls.running[self._state.call_id] = self
+        self._state.observation.begin()
         self._tell("python.call.start", count=1, system_time=time.time_ns())
         self._tell("tool.execution.start", count=1, system_time=time.time_ns())
         try:
@@ -289,6 +281,7 @@ class Call:
             raise self._left from None
         finally:
             self._state.over = True
+            self._state.observation.end("error")  # unless it was said how it ended
             self._state.hand_over = _nothing  # else this and that would hold each other
             del calls.running[self._state.call_id]
             if self._session is not None:
@@ -296,7 +289,8 @@ class Call:
 
     async def _result(self) -> Result:
         """Wait for the tool, as long as anybody waits for this."""
-        work = self._calls.runner.run(self._invocation())
+        with self._state.observation.current():
+            work = self._calls.runner.run(self._invocation())
         try:
             await asyncio.wait((work,), timeout=self._limit)
         except asyncio.CancelledError:
@@ -344,6 +338,7 @@ class Call:
     async def _finish(self, result: Result) -> ToolAnswer:
         failure = result.failure
         duration = time.monotonic_ns() - self._began
+        self._state.observation.end("ok" if failure is None else "error")
         error = ("", "", "") if failure is None else tuple(failure)
         command = self._finish_command("ok" if failure is None else "error", error, result.value)
         command = command._replace(duration_nanos=duration)
@@ -363,6 +358,7 @@ class Call:
     def _abandon(self, outcome: str, why: str) -> None:
         """Have the log told that nobody waits any more; nobody waits for that, either."""
         self._state.over = True
+        self._state.observation.end(outcome)
         command = self._finish_command(outcome, ("", why, ""), None)
         command = command._replace(duration_nanos=time.monotonic_ns() - self._began)
         self._write_end(command)

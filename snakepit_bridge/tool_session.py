@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from snakepit_bridge import tool_worker_pb2 as frames
@@ -22,8 +23,10 @@ from snakepit_bridge.elixir import Elixir
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.model import Envelope, Origin
+from snakepit_bridge.events.tasks import CommandTask
 from snakepit_bridge.observers import Dispatcher, OnChange, OnError
 from snakepit_bridge.session_context import SessionContext
+from snakepit_bridge.telemetry.tool_calls import ToolObservation
 from snakepit_bridge.tools.chunks import Chunk, progress_chunk
 from snakepit_bridge.tools.context import ToolCancelled
 from snakepit_bridge.tools.pipe import Pipe
@@ -38,15 +41,16 @@ T = TypeVar("T")
 class CallState:
     """One call that runs, as its session and whoever records it see it."""
 
-    __slots__ = ("call_id", "hand_over", "handed_over", "name", "origin", "over")
+    __slots__ = ("call_id", "hand_over", "handed_over", "name", "observation", "origin", "over")
 
     def __init__(
-        self, call_id: str, name: str, origin: Origin, hand_over: Callable[[], None]
+        self, call_id: str, name: str, observation: ToolObservation, hand_over: Callable[[], None]
     ) -> None:
         self.call_id = call_id
         self.name = name
-        self.origin = origin
-        """Of the request that started it."""
+        self.observation = observation
+        self.origin = observation.origin
+        """Of the request that started it, inside of this call's span."""
         self.over = False
         """Whether it has ended, or nobody waits for it any more."""
         self.hand_over = hand_over
@@ -332,4 +336,10 @@ class ToolSession(_OfCall, SessionContext):
         if not call.handed_over:
             # What a tool does must not reach the log before its start.
             call.hand_over()
-        return super()._queue(task)
+        timing = call.observation.change()
+        if timing is None or not isinstance(task, CommandTask):
+            return super()._queue(task)
+        future = super()._queue(task._replace(timing=timing))
+        command = type(task.prepared).__name__
+        future.add_done_callback(partial(call.observation.changed, timing, command))
+        return future

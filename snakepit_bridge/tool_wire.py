@@ -85,7 +85,7 @@ def read_tool_request(
         values.append((name, value))
         if definition.isolation:
             parameters.append((name, given.get(name, b""), binary))
-    about = envelope(request, request.metadata, call.metadata)
+    about = envelope(request, request.metadata, call)
     converted = definition.convert(arguments)
     return ToolRequest(about, request.tool_name, converted, values, parameters)
 
@@ -93,7 +93,7 @@ def read_tool_request(
 def register_tools(call: Call) -> RegisterTools:
     request = parse(pb.RegisterToolsRequest, call.raw)
     tools = [(tool.name, tool.SerializeToString()) for tool in request.tools]
-    about = envelope(request, {}, call.metadata)
+    about = envelope(request, {}, call)
     return RegisterTools(about, tools, request.worker_id)
 
 

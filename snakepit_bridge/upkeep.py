@@ -184,6 +184,7 @@ class Upkeep:
                 self._copy_and_seal(log)
         if logs:
             self._committer.perform(partial(self._committer.evict, logs)).result()
+            logger.debug("%d sessions that nobody uses may leave memory", len(logs))
         for log in logs:
             session_id = _session(log)
             self._stored_use.pop(session_id, None)
@@ -315,6 +316,7 @@ class _Expiry(NamedTuple):
 
     committer: Committer
     log: LogId
+    timing: None = None
 
     def command(self) -> CleanupSession:
         session_id, epoch = self.log
@@ -326,4 +328,4 @@ class _Expiry(NamedTuple):
 
     def answer(self, outcome: Outcome) -> None:
         if outcome.answer.offset:
-            logger.info("session %r expired", self.log.session_id)
+            logger.debug("session %r outlived its time to live", self.log.session_id)

@@ -53,11 +53,13 @@ MOST_STALE = 64
 class Watch:
     """One open watch, as the hub sees it."""
 
-    __slots__ = ("cursor", "due", "group", "turn")
+    __slots__ = ("behind", "cursor", "due", "group", "turn")
 
     def __init__(self, cursor: Cursor, due: float) -> None:
         """:param due: when it wants to be woken at the latest, on the loop's clock."""
         self.cursor = cursor
+        self.behind = False
+        """Whether it has to read the log, as the ring no longer has what comes next."""
         self.due = due
         self.group: _Group | None = None
         """Those it sleeps among; ``None`` once it is closed."""
@@ -156,6 +158,8 @@ class Hub:
         """How many of these are of watches that were closed."""
         self._alarm: asyncio.TimerHandle | None = None
         self._order = count()
+        self.watches: set[Watch] = set()
+        """All that have begun; changed on the loop, and copied by who looks from elsewhere."""
         self.closing = False
         self._recent = committer.recent
         self._recent.when_committed(self._tell)
@@ -222,9 +226,11 @@ class Hub:
             channel = self._channels[log] = _Channel(log)
         group = watch.group = channel.join(watch.cursor.selection)
         self._set_alarm(watch)
+        self.watches.add(watch)
         try:
             yield
         finally:
+            self.watches.discard(watch)
             watch.group = None
             group.asleep.discard(watch)
             self.done(watch)

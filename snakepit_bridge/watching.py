@@ -12,12 +12,15 @@ stops or its life is over; any other error says that it cannot go on from there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from snakepit_bridge.errors import SessionNotFound, WatchClosed
+from snakepit_bridge.errors import BridgeError, SessionNotFound, WatchClosed
 from snakepit_bridge.events.codec import is_absent
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.cursor import (
@@ -32,18 +35,25 @@ from snakepit_bridge.events.model import LogId
 from snakepit_bridge.events.pages import Pages
 from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import completed, state_after_event
+from snakepit_bridge.events.ring import Committed
 from snakepit_bridge.limits import Limits
 from snakepit_bridge.sessions import LoadTask, earlier_log
 from snakepit_bridge.watch_hub import Hub, Watch
 from snakepit_bridge.watch_wire import Updates, WatchRequest, read_watch
 
-__all__ = ["Send", "Stream", "Watches"]
+__all__ = ["LAGGING", "Delivered", "Send", "Stream", "Watches"]
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Send = Callable[[bytes], Awaitable[None]]
 Stream = Callable[[bytes, str, Send], Awaitable[None]]
 """A method that gets a request, the name of its connection, and what sends an answer."""
+
+Delivered = Callable[[Sequence[Committed], int], None]
+"""Takes what was written to a watch in one turn, for each update the transaction it is of, and when
+the turn began, as ``time.perf_counter_ns`` has it."""
 
 UPDATES_A_TURN = 16
 
@@ -73,8 +83,14 @@ class Watches:
         gate: Gate,
         loop: asyncio.AbstractEventLoop,
         limits: Limits,
+        delivered: Delivered | None = None,
     ) -> None:
+        """Begin with none.
+
+        :param delivered: told what was written.
+        """
         self._committer = committer
+        self.delivered = delivered
         self.engine = committer.engine
         self.gate = gate
         self.loop = loop
@@ -127,7 +143,7 @@ class Watches:
         request = request._replace(identifiers=())
         place, variables = await self._start(request, log)
         watch = _Running(self, request, Cursor(log, selection, place), send)
-        with self.hub.joined(watch):
+        with self.hub.joined(watch), _told(watch, resumed=request.after is not None):
             wanted = [variable for variable in variables if selection.takes(variable.definition)]
             await watch.send_initial(wanted, place)
             await watch.follow()
@@ -165,7 +181,9 @@ class _Running(Watch):
         "_ends",
         "_heartbeat",
         "_heartbeat_due",
+        "_lags",
         "_send",
+        "_taken",
         "_updates",
         "_watches",
     )
@@ -175,6 +193,10 @@ class _Running(Watch):
         self._watches = watches
         self._send = send
         self._updates = Updates(cursor.log.id.epoch, request.max_value)
+        self._taken: list[Committed] = []
+        """What the turn has taken, for whoever wants to know of deliveries."""
+        self._lags = False
+        """Whether it was told that this fell behind, and not yet that it caught up."""
         self._begun = False
         """Whether all initial values were sent, without which there is no bookmark."""
         self._asked_caught_up = request.caught_up
@@ -208,6 +230,7 @@ class _Running(Watch):
         loop = self._watches.loop
         asleep = behind = False
         while True:
+            self.behind = behind
             if behind:
                 await self._watches.read(pages.read, cursor.log, cursor.position)
             await hub.turn(self, asleep=asleep)
@@ -220,6 +243,9 @@ class _Running(Watch):
                 hub.done(self)
             if cursor.ended:
                 return
+            if self._lags is not behind and (behind or cursor.at_head):
+                self._lags = behind
+                _tell("watch fell behind" if behind else "watch caught up", self, lag=cursor.lag)
             if cursor.lag > LAGGING and self._watches.gate.busy:
                 # What is long past may take a little longer; who writes now should not.
                 await asyncio.sleep(min(REST * (loop.time() - begun), LONGEST_REST))
@@ -230,8 +256,14 @@ class _Running(Watch):
         if cursor.at_boundary or cursor.lag > LAGGING:
             self._go_on()
         count = UPDATES_A_LONG_TURN if cursor.lag > LAGGING else UPDATES_A_TURN
-        for update in cursor.take(self._watches.pages, self._updates.change, count):
+        delivered = self._watches.delivered
+        show = self._updates.change if delivered is None else self._noted
+        begun = time.perf_counter_ns()
+        for update in cursor.take(self._watches.pages, show, count):
             await self._send(update)
+        if delivered is not None and self._taken:
+            delivered(self._taken, begun)
+            self._taken.clear()  # they may be large, and the next turn hours away
         if cursor.at_boundary:
             # That everything up to here was delivered is said when it is asked for, or is time.
             if self._asked_caught_up and cursor.at_head:
@@ -244,6 +276,10 @@ class _Running(Watch):
                 await self._send(self._updates.mark("heartbeat", cursor.bookmark))
         return cursor.at_head
 
+    def _noted(self, entry: Committed, index: int, /, *, last: bool) -> bytes:
+        self._taken.append(entry)
+        return self._updates.change(entry, index, last=last)
+
     def _go_on(self) -> None:
         """:raises WatchClosed: the bridge stops, or this has been open long enough."""
         if self._watches.hub.closing:
@@ -254,3 +290,32 @@ class _Running(Watch):
             return
         bookmark = self.cursor.bookmark if self._begun else None
         raise WatchClosed(why, self.cursor.log.id.epoch, bookmark)
+
+
+@contextmanager
+def _told(watch: _Running, *, resumed: bool) -> Iterator[None]:
+    """Log that a watch opens, and why and where it closes."""
+    _tell("watch resumed" if resumed else "watch opened", watch)
+    why = "the session ended"
+    try:
+        yield
+    except asyncio.CancelledError:
+        why = "its client is gone"
+        raise
+    except WatchClosed as error:
+        why = error.message.partition(":")[0]
+        raise
+    except BridgeError as error:
+        why = error.reason
+        raise
+    except Exception as error:
+        why = type(error).__name__
+        raise
+    finally:
+        _tell("watch closed", watch, why=why)
+
+
+def _tell(event: str, watch: _Running, **more: object) -> None:
+    cursor = watch.cursor
+    about = {"session_id": cursor.log.id.session_id, "offset": cursor.position, **more}
+    logger.info(event, extra=about)

@@ -32,10 +32,10 @@ from snakepit_bridge.events.projection import VariableState
 from snakepit_bridge.events.reading import PastVersion
 from snakepit_bridge.events.tasks import Outcome
 from snakepit_bridge.metadata_checks import is_label
+from snakepit_bridge.observation import CORRELATION_HEADER, Observation, parse_traceparent
 from snakepit_bridge.wire_bytes import LARGE, cut_out, prefix
 
 __all__ = [
-    "CORRELATION_HEADER",
     "TOOL_CALL_HEADER",
     "TOOL_HEADER",
     "Call",
@@ -49,6 +49,7 @@ __all__ = [
     "history_entry",
     "initialize_session",
     "initialized",
+    "metadata_of",
     "optimization_started",
     "optimization_stopped",
     "parse",
@@ -71,7 +72,6 @@ M = TypeVar("M", bound=Message)
 
 GrpcMetadata = Iterable[tuple[str, str | bytes]]
 
-CORRELATION_HEADER = "x-snakepit-correlation-id"
 TOOL_HEADER = "x-snakepit-tool"
 TOOL_CALL_HEADER = "x-snakepit-tool-call"
 """Name and call of the tool that asks, where that does not run in the process that keeps the log:
@@ -93,6 +93,8 @@ class Call(NamedTuple):
     """The gRPC metadata."""
     remaining: Callable[[], float | None] = _no_deadline
     """Seconds until the client stops waiting; ``None`` = never."""
+    observation: Observation | None = None
+    """Where what becomes known of it is kept; ``None`` = nobody looks."""
 
 
 def parse(message: type[M], raw: bytes) -> M:
@@ -109,13 +111,24 @@ def parse(message: type[M], raw: bytes) -> M:
         ) from error
 
 
-def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelope:  # noqa: ANN401
+def metadata_of(message: type[Message], raw: bytes) -> Mapping[str, str]:
+    """The metadata of a request that is not read otherwise; empty where it is long or malformed."""
+    if len(raw) > LARGE:
+        return {}
+    try:
+        request: Any = message.FromString(raw)
+    except DecodeError:
+        return {}
+    return dict(getattr(request, "metadata", {}))
+
+
+def envelope(request: Any, metadata: Any, call: Call) -> Envelope:  # noqa: ANN401
     """What a mutating request says of itself, beside its own matter.
 
     :param metadata: the metadata map of the change (each message names it differently).
     """
     traceparent = tracestate = correlation_id = tool = tool_call_id = ""
-    for key, value in grpc_metadata:
+    for key, value in call.metadata:
         if key == "traceparent":
             traceparent = str(value)
         elif key == "tracestate":
@@ -127,7 +140,8 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
         elif key == TOOL_CALL_HEADER:
             tool_call_id = str(value)
     origin, change = told_apart(metadata, "elixir") if metadata else (_FROM_ELIXIR, {})
-    if traceparent and is_label(traceparent) and is_label(tracestate):
+    if traceparent and parse_traceparent(traceparent) is not None:
+        tracestate = tracestate if is_label(tracestate) else ""
         origin = origin._replace(traceparent=traceparent, tracestate=tracestate)
     if correlation_id and is_label(correlation_id):
         origin = origin._replace(correlation_id=correlation_id)
@@ -135,6 +149,8 @@ def envelope(request: Any, metadata: Any, grpc_metadata: GrpcMetadata) -> Envelo
         origin = origin._replace(source=f"tool:{tool}", tool_call_id=tool_call_id)
     elif tool and is_label(f"tool:{tool}"):  # its call is in the log of the bridge that runs it
         origin = origin._replace(source=f"tool:{tool}")
+    if call.observation is not None:
+        origin = call.observation.identify(request.session_id, origin)
     return Envelope(request.session_id, request.request_id, request.log_epoch, origin, change)
 
 
@@ -149,7 +165,7 @@ def with_key(about: Envelope, request: Any) -> Envelope:  # noqa: ANN401 - any t
 def initialize_session(call: Call) -> InitializeSession:
     request = parse(pb.InitializeSessionRequest, call.raw)
     config = request.config
-    about = envelope(request, request.metadata, call.metadata)
+    about = envelope(request, request.metadata, call)
     return InitializeSession(
         about._replace(metadata={}),
         about.metadata,
@@ -159,14 +175,14 @@ def initialize_session(call: Call) -> InitializeSession:
 
 def cleanup_session(call: Call) -> CleanupSession:
     request = parse(pb.CleanupSessionRequest, call.raw)
-    return CleanupSession(envelope(request, request.metadata, call.metadata), "cleanup")
+    return CleanupSession(envelope(request, request.metadata, call), "cleanup")
 
 
 def register_variable(call: Call) -> RegisterVariable:
     raw, binary = cut_out(call.raw, 7) if len(call.raw) > LARGE else (call.raw, b"")
     request = parse(views.RegisterVariableRequestView, raw)
     return RegisterVariable(
-        envelope(request, request.metadata, call.metadata),
+        envelope(request, request.metadata, call),
         request.name,
         request.type,
         WireValue(request.initial_value, binary or request.initial_binary_value),
@@ -178,7 +194,7 @@ def set_variable(call: Call) -> SetVariable:
     raw, binary = cut_out(call.raw, 6) if len(call.raw) > LARGE else (call.raw, b"")
     request = parse(views.SetVariableRequestView, raw)
     return SetVariable(
-        with_key(envelope(request, request.metadata, call.metadata), request),
+        with_key(envelope(request, request.metadata, call), request),
         request.variable_identifier,
         WireValue(request.value, binary or request.binary_value),
         request.expected_version,
@@ -197,7 +213,7 @@ def set_variables(call: Call) -> SetVariables:
             field="binary_updates",
         )
     return SetVariables(
-        with_key(envelope(request, request.metadata, call.metadata), request),
+        with_key(envelope(request, request.metadata, call), request),
         tuple((key, WireValue(updates[key], binaries.get(key, b""))) for key in sorted(updates)),
         request.atomic,
         dict(request.expected_versions) if request.expected_versions else {},
@@ -207,7 +223,7 @@ def set_variables(call: Call) -> SetVariables:
 def delete_variable(call: Call) -> DeleteVariable:
     request = parse(pb.DeleteVariableRequest, call.raw)
     return DeleteVariable(
-        with_key(envelope(request, request.metadata, call.metadata), request),
+        with_key(envelope(request, request.metadata, call), request),
         request.variable_identifier,
         request.expected_version,
     )
@@ -216,7 +232,7 @@ def delete_variable(call: Call) -> DeleteVariable:
 def start_optimization(call: Call) -> StartOptimization:
     request = parse(pb.StartOptimizationRequest, call.raw)
     return StartOptimization(
-        envelope(request, request.metadata, call.metadata),
+        envelope(request, request.metadata, call),
         request.variable_identifier,
         request.optimizer_id,
         dict(request.optimizer_config),
@@ -226,7 +242,7 @@ def start_optimization(call: Call) -> StartOptimization:
 def stop_optimization(call: Call) -> StopOptimization:
     request = parse(pb.StopOptimizationRequest, call.raw)
     return StopOptimization(
-        with_key(envelope(request, request.metadata, call.metadata), request),
+        with_key(envelope(request, request.metadata, call), request),
         request.variable_identifier,
         request.force,
     )

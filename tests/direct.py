@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
@@ -20,7 +20,7 @@ from snakepit_bridge.events.model import LogHead, LogId, StoredSnapshot, Value
 from snakepit_bridge.events.projection import SessionState, apply
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.events.snapshot import seal_snapshot
-from snakepit_bridge.events.tasks import Outcome
+from snakepit_bridge.events.tasks import CommandTask, Outcome
 from snakepit_bridge.limits import DEFAULTS, Limits
 
 Result = Outcome | BridgeError
@@ -46,16 +46,6 @@ def json_of(value: WireValue | Value) -> str:
     return AnyMessage.FromString(value.any).value.decode()
 
 
-class _Task(NamedTuple):
-    prepared: Command
-
-    def command(self) -> Command:
-        return self.prepared
-
-    def answer(self, outcome: Outcome) -> Outcome:
-        return outcome
-
-
 class Direct:
     """A running committer on ``engine``, spoken to from the test's own threads."""
 
@@ -69,7 +59,7 @@ class Direct:
     def submit(self, *commands: Command) -> Future[Sequence[Result]]:
         """Queue commands that are decided together, as one batch."""
         future: Future[Sequence[Result]] = Future()
-        self.committer.submit([_Task(command) for command in commands], future.set_result)
+        self.committer.submit([CommandTask(command) for command in commands], future.set_result)
         return future
 
     def ask_all(self, *commands: Command) -> Sequence[Result]:

@@ -76,6 +76,9 @@ class FailingLog(EventLog):
         self.appending: Callable[[], None] = lambda: None
         """Called inside each append, before anything is stored."""
 
+    def size(self) -> int:
+        return self.inner.size()
+
     def append(self, records: Sequence[tuple[LogId, StoredRecord]]) -> None:
         self._rule(not self.in_doubt, "appended to before it was settled")
         self.appending()

@@ -1158,6 +1158,7 @@ def shape(message: Message) -> str:
         "epoch:",
         "optimization_id:",
         "call_id:",
+        "correlation_id:",
         "resume_check:",
         "time_ms:",
     )
@@ -1207,7 +1208,7 @@ def test_a_damaged_log_is_data_loss_and_no_other_is(tmp_path: Path) -> None:
         assert bridge.stop() == 0
 
 
-def test_refusals_leave_no_trace_in_the_log_of_the_process(tmp_path: Path) -> None:
+def test_refusals_of_one_reason_are_told_of_once(tmp_path: Path) -> None:
     with BridgeProcess(tmp_path / "bridge.db", *TOOLS) as bridge:
         table = Table(bridge)
         for row in ROWS.values():
@@ -1216,5 +1217,9 @@ def test_refusals_leave_no_trace_in_the_log_of_the_process(tmp_path: Path) -> No
         for raw in MALFORMED.values():
             table.refusal("SetVariable", raw)
         assert bridge.stop() == 0
-    said = [line.split(" ", 3)[3].strip() for line in bridge.stderr_lines]
-    assert len(said) == 3, bridge.stderr  # serving, draining, stopped
+    refused = [line for line in bridge.stderr_lines if " a request was refused " in line]
+    reasons = [line.partition(" reason=")[2].split()[0] for line in refused]
+    assert len(reasons) == len(set(reasons)), bridge.stderr  # of many for one reason the first
+    of_sessions = [line for line in bridge.stderr_lines if ".telemetry.story: " in line]
+    said = len(bridge.stderr_lines) - len(refused) - len(of_sessions)
+    assert said == 3, bridge.stderr  # serving, draining, stopped

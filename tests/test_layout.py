@@ -24,6 +24,7 @@ MODULES = sorted(
 FLOORS = [
     ["grpc_server"],
     ["cli", "server"],
+    ["observing"],
     ["rpc", "slots", "stdout", "heartbeats", "forwarding"],
     ["bridge_servicer", "watching"],
     ["tool_methods"],
@@ -44,6 +45,7 @@ FLOORS = [
     ["decide"],
     ["locks", "tool_rules"],
     ["commands"],
+    ["observation"],
     ["metadata_checks"],
     ["limits"],
     ["variables"],

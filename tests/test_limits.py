@@ -227,7 +227,7 @@ def test_sessions_expire_after_the_time_to_live() -> None:
 
         def expired() -> bool:
             assert used.lives  # and a heartbeat is a use
-            return f"session '{session.id}' expired" in process.stderr
+            return f"session expired session_id={session.id} " in process.stderr
 
         until(expired, "the end of a session")
         with refused("NOT_FOUND", "'a'"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit_bridge.server import of_bridge
+from snakepit_bridge.telemetry.logs import of_bridge
 
 GRPC = logging.getLogger("grpc._cython.cygrpc")
 
@@ -34,11 +34,11 @@ def test_what_clients_do_is_debug_and_without_a_traceback(
 ) -> None:
     log(message)
     assert not caplog.records
-    logging.getLogger("snakepit_bridge.server").setLevel(logging.DEBUG)
+    logging.getLogger("snakepit_bridge.telemetry.logs").setLevel(logging.DEBUG)
     try:
         log(message)
     finally:
-        logging.getLogger("snakepit_bridge.server").setLevel(logging.NOTSET)
+        logging.getLogger("snakepit_bridge.telemetry.logs").setLevel(logging.NOTSET)
     [record] = caplog.records
     assert (record.levelname, record.exc_info) == ("DEBUG", None)
 

@@ -35,7 +35,9 @@ from snakepit_bridge.events.memory import MemoryLog
 from snakepit_bridge.events.model import Envelope
 from snakepit_bridge.events.reading import fold
 from snakepit_bridge.observers import Dispatcher
+from snakepit_bridge.telemetry.metrics import Metrics
 from snakepit_bridge.telemetry.stream import TelemetryStream
+from snakepit_bridge.telemetry.tool_calls import ToolObserver
 from snakepit_bridge.tool_calls import Calls
 from snakepit_bridge.tool_methods import Tools
 from snakepit_bridge.tool_session import ToolServices
@@ -115,8 +117,14 @@ class Host:
         self.dispatcher = Dispatcher(self.committer)
         services = ToolServices(self.committer, self.dispatcher, None, loop)
         self.runner = Runner(loop, Processes(1, lambda: 0, max_size=MIB), threads=2, max_size=MIB)
-        telemetry = TelemetryStream()
-        self.calls = Calls(services, self.runner, self.gate, telemetry, record="full")
+        self.calls = Calls(
+            services,
+            self.runner,
+            self.gate,
+            TelemetryStream(),
+            record="full",
+            observer=ToolObserver(Metrics([], ["hosted"]), None),
+        )
         toolbox = load_toolbox(["tests.hosted_tools"])
         self.tools = Tools(toolbox, self.calls, max_calls=MANY)
         self.servicer = BridgeServicer(

@@ -18,6 +18,7 @@ def versions(response: Any) -> list[int]:  # noqa: ANN401 - stubs have no types
 def test_the_history_of_a_new_variable_is_its_registration(session: Session) -> None:
     written = session.register("x", 1, metadata={"unit": "K", "source": "python"}, request_id="r")
     response = session.history("x")
+    [told] = response.entries
     entry = pb.VariableHistoryEntry(
         version=1,
         value=packed(1),
@@ -27,7 +28,9 @@ def test_the_history_of_a_new_variable_is_its_registration(session: Session) -> 
         offset=2,
         request_id="r",
         log_epoch=written.log_epoch,
+        correlation_id=told.correlation_id,
     )
+    assert told.correlation_id
     assert response == pb.GetVariableHistoryResponse(
         entries=[entry], offset=2, log_epoch=written.log_epoch
     )
@@ -174,24 +177,26 @@ def test_a_deleted_variable_answers_by_its_id(session: Session) -> None:
     assert versions(session.history(first, page_token=token)) == [1]
 
 
-TRACE = {"traceparent": "00-map", "tracestate": "map=1", "correlation_id": "c-map"}
+FROM_MAP = f"00-{'a' * 32}-{'b' * 16}-01"
+FROM_HEAD = f"00-{'c' * 32}-{'d' * 16}-00"
+TRACE = {"traceparent": FROM_MAP, "tracestate": "map=1", "correlation_id": "c-map"}
 
 
 @pytest.mark.parametrize(
     ("metadata", "headers", "correlation_id", "traceparent"),
     [
-        ({}, [], "", ""),
-        (TRACE, [], "c-map", "00-map"),
+        ({}, [], "made", ""),
+        (TRACE, [], "c-map", FROM_MAP),
         ({}, [("x-snakepit-correlation-id", "c-head")], "c-head", ""),
-        ({}, [("traceparent", "00-head"), ("tracestate", "h=1")], "", "00-head"),
+        ({}, [("traceparent", FROM_HEAD), ("tracestate", "h=1")], "made", FROM_HEAD),
         # A header comes before the metadata map, each for itself.
-        (TRACE, [("x-snakepit-correlation-id", "c-head")], "c-head", "00-map"),
-        (TRACE, [("traceparent", "00-head")], "c-map", "00-head"),
+        (TRACE, [("x-snakepit-correlation-id", "c-head")], "c-head", FROM_MAP),
+        (TRACE, [("traceparent", FROM_HEAD)], "c-map", FROM_HEAD),
         (
             TRACE,
-            [("traceparent", "00-head"), ("x-snakepit-correlation-id", "c-head")],
+            [("traceparent", FROM_HEAD), ("x-snakepit-correlation-id", "c-head")],
             "c-head",
-            "00-head",
+            FROM_HEAD,
         ),
         ({"correlation_id": "c-map", "other": "1"}, [("x-other", "1")], "c-map", ""),
     ],
@@ -216,8 +221,12 @@ def test_every_change_tells_of_its_request(
     entries = session.history("x").entries
     assert versions(session.history("x")) == [5, 4, 3, 2, 1]
     kept = {key: value for key, value in metadata.items() if key not in TRACE}
+    if correlation_id == "made":
+        assert len({entry.correlation_id for entry in entries}) == len(entries)
+        assert all(len(entry.correlation_id) == 16 for entry in entries)
     for entry in entries:
-        assert (entry.correlation_id, entry.traceparent) == (correlation_id, traceparent)
+        assert correlation_id in ("made", entry.correlation_id)
+        assert entry.traceparent == traceparent
         assert dict(entry.metadata) == kept
     assert dict(session.get("x").metadata) == kept
 

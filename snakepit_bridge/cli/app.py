@@ -12,10 +12,15 @@ import typer
 from snakepit_bridge.cli.options import (
     BridgeOption,
     BridgeTokenOption,
+    LogFormatOption,
     LogOption,
+    MetricsDirectoryOption,
+    MetricsHostOption,
+    MetricsPortOption,
     RecordOption,
     TokenOption,
     check_bridge,
+    check_metrics,
     default_log,
     log_to_stderr,
     refuse,
@@ -103,9 +108,13 @@ def serve(
             envvar=["SNAKEPIT_BRIDGE_LOG_LEVEL", "SNAKEPIT_LOG_LEVEL"],
         ),
     ] = "info",
+    log_format: LogFormatOption = "console",
     token_file: TokenOption = None,
     bridge: BridgeOption = "",
     bridge_token_file: BridgeTokenOption = None,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
+    metrics_sd_dir: MetricsDirectoryOption = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -233,7 +242,7 @@ def serve(
     stderr. Exit code 0 after a clean stop. Each option can also be given in the environment,
     as SNAKEPIT_BRIDGE_<OPTION>. Sizes: 4096, 64KiB, 128MiB. Ages: 90, 30s, 15m, 12h, 7d.
     """
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     limits = Limits(
         max_message_size,
         max_message_size * 3 // 4 if max_value_size is None else max_value_size,
@@ -258,7 +267,9 @@ def serve(
             param_hint="--max-value-size",
         )
     check_bridge(bridge, bridge_token_file)
-    from snakepit_bridge.server import (  # noqa: PLC0415 - loads gRPC
+    check_metrics(metrics_port, metrics_sd_dir)
+    from snakepit_bridge.observing import MetricsSettings  # noqa: PLC0415 - loads gRPC
+    from snakepit_bridge.server import (  # noqa: PLC0415
         Access,
         CannotServe,
         Settings,
@@ -276,6 +287,7 @@ def serve(
         limits,
         tools,
         access=Access(token_file, bridge, bridge_token_file),
+        metrics=MetricsSettings(metrics_port, metrics_host, metrics_sd_dir),
     )
     try:
         run(settings)

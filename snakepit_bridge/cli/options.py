@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +12,16 @@ import typer
 __all__ = [
     "BridgeOption",
     "BridgeTokenOption",
+    "LogFormat",
+    "LogFormatOption",
     "LogOption",
+    "MetricsDirectoryOption",
+    "MetricsHostOption",
+    "MetricsPortOption",
     "RecordOption",
     "TokenOption",
     "check_bridge",
+    "check_metrics",
     "default_log",
     "log_to_stderr",
     "refuse",
@@ -39,6 +44,16 @@ LogOption = Annotated[
         "Default: sqlite: in the user's state directory.",
         envvar="SNAKEPIT_BRIDGE_LOG",
         show_default=False,
+    ),
+]
+
+LogFormat = Literal["auto", "json", "console"]
+
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option(
+        help="Text for people, JSON objects, or auto: text on a terminal, else JSON.",
+        envvar="SNAKEPIT_BRIDGE_LOG_FORMAT",
     ),
 ]
 
@@ -86,6 +101,54 @@ BridgeTokenOption = Annotated[
 ]
 
 
+_METRICS = "Metrics"
+
+
+def _port_or_off(text: str) -> int | None:
+    if text.strip().lower() == "off":
+        return None
+    if text.isascii() and text.isdigit() and int(text) <= _HIGHEST_PORT:
+        return int(text)
+    raise typer.BadParameter(
+        f"{text!r} is no port: write one up to {_HIGHEST_PORT}, 0 for any free one, or off"
+    )
+
+
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Serve /metrics for Prometheus, /healthz and /readyz over HTTP on this port; 0 = any "
+        "free one, which is logged; off = not at all.",
+        envvar="SNAKEPIT_BRIDGE_METRICS_PORT",
+        parser=_port_or_off,
+        metavar="off|0|PORT",
+        show_default="off",
+        rich_help_panel=_METRICS,
+    ),
+]
+
+MetricsHostOption = Annotated[
+    str,
+    typer.Option(
+        help="Address to serve them at. Whoever reaches it can read them, without a token.",
+        envvar="SNAKEPIT_BRIDGE_METRICS_HOST",
+        rich_help_panel=_METRICS,
+    ),
+]
+
+MetricsDirectoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Directory for a file that tells Prometheus the port while the bridge runs. With "
+        "DIR/snakepit-bridge-*.json in its file_sd_configs it finds all workers of a pool.",
+        envvar="SNAKEPIT_BRIDGE_METRICS_SD_DIR",
+        metavar="DIR",
+        show_default=False,
+        rich_help_panel=_METRICS,
+    ),
+]
+
+
 def default_log() -> str:
     """``sqlite:`` in the XDG state directory."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -107,15 +170,22 @@ def check_bridge(address: str, token_file: Path | None) -> None:
         )
 
 
-def log_to_stderr(level: str) -> None:
+def check_metrics(port: int | None, sd_dir: Path | None) -> None:
+    """Refuse to tell Prometheus of a port that is not there."""
+    if sd_dir is not None and port is None:
+        raise typer.BadParameter(
+            "it is of no use without --metrics-port, which may be 0 for any free one",
+            param_hint="--metrics-sd-dir",
+        )
+
+
+def log_to_stderr(level: str, format: LogFormat = "console") -> None:  # noqa: A002 - the option
     """Set the log up; ``level`` is what a person wrote."""
     if level.lower() not in _LEVELS:
         raise typer.BadParameter(f"choose one of {', '.join(_LEVELS)}", param_hint="--log-level")
-    logging.basicConfig(
-        level=_LEVELS[level.lower()],
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    from snakepit_bridge.telemetry import logs  # noqa: PLC0415 - loads structlog
+
+    logs.configure(_LEVELS[level.lower()], format)
 
 
 def refuse(why: str) -> typer.Exit:

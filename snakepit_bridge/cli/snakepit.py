@@ -12,8 +12,13 @@ import typer
 from snakepit_bridge.cli.options import (
     BridgeOption,
     BridgeTokenOption,
+    LogFormatOption,
+    MetricsDirectoryOption,
+    MetricsHostOption,
+    MetricsPortOption,
     RecordOption,
     check_bridge,
+    check_metrics,
     log_to_stderr,
     refuse,
 )
@@ -79,6 +84,9 @@ def snakepit(
     ] = None,
     bridge: BridgeOption = "",
     bridge_token_file: BridgeTokenOption = None,
+    metrics_port: MetricsPortOption = None,
+    metrics_host: MetricsHostOption = "127.0.0.1",
+    metrics_sd_dir: MetricsDirectoryOption = None,
     ready_file: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +101,7 @@ def snakepit(
             envvar="SNAKEPIT_LOG_LEVEL",
         ),
     ] = "warning",
+    log_format: LogFormatOption = "console",
     health_check: Annotated[
         bool,
         typer.Option("--health-check", help="Load the adapters, say whether that went, and exit."),
@@ -166,22 +175,27 @@ def snakepit(
     Each worker keeps its sessions in a slot, a log of its own. One that is started in place of
     a dead one takes its slot, and goes on with its sessions.
 
+    Workers of a pool share their options, so that --metrics-port 0 is the one for them; with
+    --metrics-sd-dir Prometheus finds all.
+
     SNAKEPIT_HEARTBEAT_CONFIG (JSON) sets the heartbeats as the options do, which go before it;
     without either there are none. SNAKEPIT_PROCESS_GROUP=1: lead a process group.
     """
-    log_to_stderr(log_level)
+    log_to_stderr(log_level, log_format)
     if context.args:
         # Names only: one of the values may be a secret.
         names = [each.partition("=")[0] for each in context.args if each.startswith("-")]
         logger.warning("unknown options are ignored: %s", ", ".join(names) or "(a value only)")
     adapters = tuple(adapter or ())
     check_bridge(bridge, bridge_token_file)
+    check_metrics(metrics_port, metrics_sd_dir)
     if health_check:
         _check_health(adapters)
         return
     _lead_process_group()
     from snakepit_bridge import server  # noqa: PLC0415 - loads gRPC
     from snakepit_bridge.heartbeats import read_heartbeat_config  # noqa: PLC0415 - as well
+    from snakepit_bridge.observing import MetricsSettings  # noqa: PLC0415 - as well
     from snakepit_bridge.tools.adapters import AdapterUnusable  # noqa: PLC0415 - loads values
 
     heartbeat = read_heartbeat_config(
@@ -202,6 +216,7 @@ def snakepit(
         port=port,
         ready_file=ready_file,
         tools=server.ToolSettings(adapters, record_tools, elixir_address, heartbeat, max_workers),
+        metrics=MetricsSettings(metrics_port, metrics_host, metrics_sd_dir),
     )
     logger.info("a worker of Snakepit's run %s", snakepit_run_id or "(none)")
     try:

@@ -32,13 +32,13 @@ from snakepit_bridge.errors import (
     BridgeError,
     DataLoss,
     InternalError,
-    OffsetOutOfRange,
     OutcomeUnknown,
     Unavailable,
     without_frames,
 )
 from snakepit_bridge.events.codec import Stamp, seal
-from snakepit_bridge.events.loaded import LONG_TAIL, LoadedLog
+from snakepit_bridge.events.duplicates import remembered
+from snakepit_bridge.events.loaded import LoadedLog
 from snakepit_bridge.events.log import AppendError, Conflict, EventLog
 from snakepit_bridge.events.model import (
     AGAIN,
@@ -51,14 +51,15 @@ from snakepit_bridge.events.model import (
     StoredSnapshot,
 )
 from snakepit_bridge.events.projection import SessionState, apply
-from snakepit_bridge.events.reading import check_cut, load, state_after, transaction_at
+from snakepit_bridge.events.reading import check_cut, load
 from snakepit_bridge.events.recent import Recent
-from snakepit_bridge.events.ring import committed
-from snakepit_bridge.events.snapshot import copied, seal_snapshot
+from snakepit_bridge.events.ring import Commit, committed
+from snakepit_bridge.events.snapshot import copied, leave_snapshots
 from snakepit_bridge.events.tasks import (
     Batch,
     Chore,
     Command,
+    CommitObserver,
     Decide,
     Deliver,
     Duplicate,
@@ -77,14 +78,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LONGEST_LEAVE = 0.3
-"""Seconds for that when the bridge stops, which must take less than 2 in all."""
-
-
 class Committer:
     """Owns the engine's writing side and the states of the loaded sessions."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by name, each with what is usual
         self,
         engine: EventLog,
         decide: Decide,
@@ -92,6 +89,7 @@ class Committer:
         *,
         clock: Callable[[], int] = time.time_ns,
         epochs: Callable[[], str] = lambda: secrets.token_hex(8),
+        observers: Sequence[CommitObserver] = (),
     ) -> None:
         self.engine = engine
         self.instance = secrets.token_hex(8)
@@ -100,6 +98,7 @@ class Committer:
         self._recall = recall
         self._clock = clock
         self._epochs = epochs
+        self._observers = observers
         self._snapshot_every = 0
         self._snapshot_due: SnapshotDue | None = None
         self.recent = Recent()
@@ -162,6 +161,16 @@ class Committer:
             log.touched = True
         return log
 
+    @property
+    def writable(self) -> bool:
+        """Whether new events would be written: it runs, no append has failed, no end has begun."""
+        return self._thread.is_alive() and not self._closing and self._broken is None
+
+    @property
+    def live_sessions(self) -> int:
+        """Sessions that have not ended, in memory or not."""
+        return self._live
+
     def peek(self, session_id: str) -> LoadedLog | None:
         """The same without counting as a use of the session."""
         return self._loaded.get(session_id)
@@ -211,7 +220,8 @@ class Committer:
             for chore in chores:
                 self._do(chore)
         try:
-            self._leave_snapshots()
+            if self._broken is None:
+                leave_snapshots(self.engine, self._working.values())
         except Exception:
             logger.exception("the last snapshots could not be stored")
         self.engine.close()
@@ -280,9 +290,14 @@ class Committer:
         for session_id in self._suspect:
             self._working.pop(session_id, None)
         stamp = (self._clock(), self.instance)
-        batch = Batch(Moment(stamp[0], self._live, self.instance))
+        now = time.perf_counter_ns
+        commit = Commit(now())
+        batch = Batch(Moment(stamp[0], self._live, self.instance), commit)
         results: list[Any] = []
         for task in tasks:
+            timing = task.timing
+            if timing is not None:
+                timing.decide_begun = now()
             try:
                 command = task.command()
                 log, decision = self._decision(command, batch.moment)
@@ -297,13 +312,20 @@ class Committer:
                 results.append(InternalError("the bridge failed to decide this; see its log"))
             else:
                 results.append(self._accept(command, decision, log, batch, stamp))
+            if timing is not None:
+                timing.decide_ended = now()
+                if len(batch.records) > (batch.ends[-1] if batch.ends else 0):
+                    timing.commit = commit
             batch.ends.append(len(batch.records))
         if batch.records:
+            commit.append_begun = now()
             try:
                 self.engine.append(batch.records)
             except (AppendError, Conflict) as error:
+                commit.append_ended = now()
                 self._after_failure(error, batch, results)
             else:
+                commit.append_ended = now()
                 self._publish(batch)
         return [
             result if isinstance(result, BridgeError) else self._answer(task, result)
@@ -316,7 +338,7 @@ class Committer:
             command = task.command()
             if command.envelope.session_id in self._in_doubt:
                 return refusal
-            batch = Batch(Moment(self._clock(), self._live))
+            batch = Batch(Moment(self._clock(), self._live), Commit(time.perf_counter_ns()))
             log, decision = self._decision(command, batch.moment)
             if decision.drafts:
                 return refusal
@@ -400,8 +422,9 @@ class Committer:
             shown = apply(state, transaction)
             touched.shown.extend(shown)
             if log.ring is not None:
-                touched.committed.append(committed(transaction, shown, digest))
+                touched.committed.append(committed(transaction, shown, digest, batch.commit))
             batch.records.append((log_id, stored))
+            batch.transactions.append((log_id, transaction))
         if starts or state.ended:
             live = batch.moment.live_sessions + starts - bool(state.ended)
             batch.moment = batch.moment._replace(live_sessions=live)
@@ -412,6 +435,7 @@ class Committer:
         if head is None:
             return None
         suspect = session_id in self._suspect
+        begun = time.perf_counter_ns()
         state, snapshot_offset = load(self.engine, head, requests=suspect)
         self._suspect.discard(session_id)
         log = self._loaded.get(session_id)
@@ -426,6 +450,7 @@ class Committer:
         self._ask_for_snapshot(log)
         if log.ring is not None:
             self.recent.publish([(log, ())])
+        self._tell(lambda observer: observer.loaded(time.perf_counter_ns() - begun))
         return log
 
     def _publish(self, batch: Batch) -> None:
@@ -440,8 +465,19 @@ class Committer:
             if log.working.head - log.snapshot_offset >= self._snapshot_every:
                 self._ask_for_snapshot(log)
         self._live = batch.moment.live_sessions
+        batch.commit.events = sum(record.events for _, record in batch.records)
+        batch.commit.ended = time.perf_counter_ns()
         if watched:
             self.recent.publish(watched)
+        self._tell(lambda observer: observer.committed(batch))
+
+    def _tell(self, tell: Callable[[CommitObserver], None]) -> None:
+        for observer in self._observers:
+            try:
+                tell(observer)
+            except Exception:
+                # It is committed; whoever cannot be told of it must not undo that.
+                logger.exception("an observer could not be told of a commit")
 
     def _ask_for_snapshot(self, log: LoadedLog) -> None:
         """Have the state, which is committed, sealed on another thread, if it is time."""
@@ -453,38 +489,14 @@ class Committer:
     def _answer(self, task: Task, result: Outcome | Duplicate) -> Any:  # noqa: ANN401
         try:
             if isinstance(result, Duplicate):
-                result = self._remembered(*result)
+                current = self._working.get(result.log.session_id)
+                result = remembered(self.engine, self._recall, result, current)
             return task.answer(result)
         except BridgeError as error:
             return error
         except Exception:
             logger.exception("an answer could not be made")
             return InternalError("the change was made, but its answer failed; see the log")
-
-    def _remembered(self, command: Command, log: LogId, first_offset: int) -> Outcome:
-        """Answer a duplicate as the first time, from the record it became then."""
-        try:
-            transaction = transaction_at(self.engine, log, first_offset)
-        except OffsetOutOfRange as error:
-            raise OffsetOutOfRange(
-                f"this request was accepted at offset {first_offset} and is not done again; "
-                "its answer is gone with that offset, which retention has cut away: read instead",
-                **error.facts,
-            ) from None
-        answer = self._recall(command, transaction)
-        id_ = answer.variable_id
-        if not (id_ or answer.show_state):
-            return Outcome(answer, log.epoch)
-        current = self._working.get(log.session_id)
-        if current is not None and current.id == log:
-            now = current.working.variables.get(id_)
-            locked = now is not None and (now.lock or command.envelope.optimization_id)
-            if now is not None and now.offset == answer.offset and not locked:
-                return Outcome(answer, log.epoch, now)
-        then = state_after(self.engine, log, transaction)
-        if answer.show_state:
-            return Outcome(answer, log.epoch, None, tuple(then.variables.values()), then.tools)
-        return Outcome(answer, log.epoch, then.variables.get(id_))
 
     def _recover(self) -> None:
         """Bring the engine back; until this succeeds nothing is written.
@@ -548,7 +560,9 @@ class Committer:
     def keep_snapshot(self, log: LoadedLog, snapshot: StoredSnapshot) -> None:
         """Store a snapshot of a loaded log; a chore for ``perform``."""
         log.snapshot_asked = False
+        begun = time.perf_counter_ns()
         self.engine.save_snapshot(log.id, snapshot)
+        self._tell(lambda observer: observer.snapshot(time.perf_counter_ns() - begun))
         log.snapshot_offset = max(log.snapshot_offset, snapshot.offset)
         if self._working.get(log.id.session_id) is log:
             log.working.requests.adopt(snapshot.requests)
@@ -578,21 +592,6 @@ class Committer:
             log = logs.get(log_id.session_id)
             if log is not None and log.id == log_id:
                 del logs[log_id.session_id]
-
-    def _leave_snapshots(self) -> None:
-        """Before the end, see to it that the longest tails need not be folded again."""
-        if self._broken is not None:
-            return
-        end = time.monotonic() + LONGEST_LEAVE
-        logs = [log for log in self._working.values() if log.tail >= LONG_TAIL]
-        for log in sorted(logs, key=lambda log: -log.tail):
-            if time.monotonic() > end:
-                return
-            try:
-                self.engine.save_snapshot(log.id, seal_snapshot(log.working))
-            except AppendError as error:
-                logger.warning("a last snapshot was not stored: %s", error)
-                return
 
 
 _NO_STATE = SessionState()

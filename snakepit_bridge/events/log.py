@@ -179,6 +179,10 @@ class EventLog(ABC):
         """How many logs have not ended."""
 
     @abstractmethod
+    def size(self) -> int:
+        """Bytes that all logs take up, about; quick, and safe from any thread."""
+
+    @abstractmethod
     def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
         """Logs by session id and epoch, from the one after ``after``."""
 

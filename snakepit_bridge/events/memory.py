@@ -35,6 +35,8 @@ class _Log:
         self.base_digest = GENESIS
         self.ended = 0
         self.accessed = 0
+        self.size = 0
+        """Bytes of the records."""
 
     def end(self) -> tuple[int, bytes]:
         if not self.records:
@@ -87,6 +89,7 @@ class MemoryLog(EventLog):
             kept = self._logs[log] = _Log()
             self._epochs.setdefault(log.session_id, []).append(log.epoch)
         kept.records.append(record._replace(large=(), ended_unix_nanos=0))
+        kept.size += _size(record)
         kept.ended = record.ended_unix_nanos
         if record.large:
             digests = tuple({value.digest for value in record.large})
@@ -167,6 +170,7 @@ class MemoryLog(EventLog):
                 return
             kept.base, kept.base_digest = base, digest
             kept.records = [record for record in kept.records if record.last_offset > base]
+            kept.size = sum(map(_size, kept.records))
             self._release(digests for last, digests in kept.large if last <= base)
             kept.large = [(last, digests) for last, digests in kept.large if last > base]
             self._release(s.large for s in kept.snapshots if s.offset < base)
@@ -198,6 +202,11 @@ class MemoryLog(EventLog):
     def live_sessions(self) -> int:
         with self._lock:
             return sum(not log.ended for log in self._logs.values())
+
+    def size(self) -> int:
+        with self._lock:
+            values = sum(len(value.any) + len(value.binary) for value in self._values.values())
+            return values + sum(log.size for log in self._logs.values())
 
     def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
         with self._lock:
@@ -239,3 +248,7 @@ def _first_offset(record: StoredRecord) -> int:
 
 def _offset(snapshot: StoredSnapshot) -> int:
     return snapshot.offset
+
+
+def _size(record: StoredRecord) -> int:
+    return len(record.header) + len(record.values)

@@ -16,7 +16,7 @@ from snakepit_bridge.events.codec import named_values
 from snakepit_bridge.events.model import Transaction, Value
 from snakepit_bridge.events.projection import VariableState
 
-__all__ = ["Committed", "Ring", "committed"]
+__all__ = ["Commit", "Committed", "Ring", "committed"]
 
 TRANSACTION_COST = 1_000
 EVENT_COST = 1_000
@@ -24,6 +24,21 @@ EVENT_COST = 1_000
 
 COMPACT = 1_024
 """Places given up at the front of a ring before it is moved together."""
+
+
+class Commit:
+    """When a commit was made, and of how much; times are those of ``time.perf_counter_ns``."""
+
+    __slots__ = ("append_begun", "append_ended", "begun", "ended", "events")
+
+    def __init__(self, begun: int) -> None:
+        self.begun = begun
+        self.append_begun = 0
+        self.append_ended = 0
+        """When the engine had synced it."""
+        self.ended = 0
+        """When readers could see it; 0 = they cannot."""
+        self.events = 0
 
 
 class Committed(NamedTuple):
@@ -44,6 +59,8 @@ class Committed(NamedTuple):
     """Roughly how many bytes of memory it takes."""
     updates: dict[Any, Any]
     """What whoever shows it has made of it, to be made once for all watchers."""
+    commit: Commit | None = None
+    """That it was part of; ``None`` = it was read from the log."""
 
     def values(self, index: int) -> Sequence[Value]:
         """Those that the ``index``-th event names, in the order of ``Values``."""
@@ -51,7 +68,10 @@ class Committed(NamedTuple):
 
 
 def committed(
-    transaction: Transaction, shown: Sequence[VariableState | None], previous_digest: bytes
+    transaction: Transaction,
+    shown: Sequence[VariableState | None],
+    previous_digest: bytes,
+    commit: Commit | None = None,
 ) -> Committed:
     """Make an entry of what was committed."""
     facts, values = transaction.facts, transaction.values
@@ -60,7 +80,7 @@ def committed(
         starts = (0, *accumulate(map(named_values, facts)))
     size = sum([len(value.any) + len(value.binary) for value in values])
     size = TRANSACTION_COST + EVENT_COST * len(shown) + 2 * size
-    return Committed(transaction, tuple(shown), previous_digest, starts, size, {})
+    return Committed(transaction, tuple(shown), previous_digest, starts, size, {}, commit)
 
 
 class Ring:

@@ -8,7 +8,9 @@ takes what there is (immutable values in fresh dictionaries), ``seal_snapshot`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 
 from google.protobuf.message import DecodeError
@@ -16,6 +18,8 @@ from google.protobuf.message import DecodeError
 from snakepit_bridge.errors import DataLoss, FailedPrecondition
 from snakepit_bridge.event_log_pb2 import OpenCall as WrittenCall
 from snakepit_bridge.event_log_pb2 import Snapshot, VariableSnapshot
+from snakepit_bridge.events.loaded import LONG_TAIL, LoadedLog
+from snakepit_bridge.events.log import AppendError, EventLog
 from snakepit_bridge.events.model import INLINE_LIMIT, SCHEMA, StoredSnapshot, Value
 from snakepit_bridge.events.projection import (
     Definition,
@@ -27,7 +31,16 @@ from snakepit_bridge.events.projection import (
 )
 from snakepit_bridge.events.requests import RequestTable
 
-__all__ = ["copied", "differences", "open_snapshot", "seal_snapshot", "snapshot_check"]
+__all__ = [
+    "copied",
+    "differences",
+    "leave_snapshots",
+    "open_snapshot",
+    "seal_snapshot",
+    "snapshot_check",
+]
+
+logger = logging.getLogger(__name__)
 
 
 def copied(state: SessionState) -> SessionState:
@@ -223,3 +236,20 @@ def _damaged(stored: StoredSnapshot, why: str) -> DataLoss:
         f"the snapshot at offset {stored.offset} is damaged: {why}",
         first_bad_offset=stored.offset,
     )
+
+
+LONGEST_LEAVE = 0.3
+"""Seconds for that when the bridge stops, which must take less than 2 in all."""
+
+
+def leave_snapshots(engine: EventLog, logs: Iterable[LoadedLog]) -> None:
+    """Before the end, see to it that the longest tails need not be folded again."""
+    end = time.monotonic() + LONGEST_LEAVE
+    for log in sorted((log for log in logs if log.tail >= LONG_TAIL), key=lambda log: -log.tail):
+        if time.monotonic() > end:
+            return
+        try:
+            engine.save_snapshot(log.id, seal_snapshot(log.working))
+        except AppendError as error:
+            logger.warning("a last snapshot was not stored: %s", error)
+            return

@@ -120,6 +120,13 @@ class SqliteReading(EventLog):
             (count,) = reader.execute(sql.COUNT_LIVE).fetchone()
             return int(count)
 
+    def size(self) -> int:
+        size = self._files.size()
+        for name in (self.path.name, self.path.name + "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                size += self.path.with_name(name).stat().st_size
+        return size
+
     def logs(self, after: LogId | None = None, *, limit: int = 1_000) -> Sequence[LogEntry]:
         with self._reading() as reader:
             found = reader.execute(sql.SELECT_LOGS, (*(after or ("", "")), limit))

@@ -17,12 +17,14 @@ from snakepit_bridge.events.model import (
     Transaction,
 )
 from snakepit_bridge.events.projection import RegisteredTool, SessionState, VariableState
-from snakepit_bridge.events.ring import Committed
+from snakepit_bridge.events.ring import Commit, Committed
 
 __all__ = [
     "Batch",
     "Chore",
     "Command",
+    "CommandTask",
+    "CommitObserver",
     "Decide",
     "Deliver",
     "Duplicate",
@@ -30,6 +32,7 @@ __all__ = [
     "RecallAnswer",
     "SnapshotDue",
     "Task",
+    "Timing",
     "Touched",
 ]
 
@@ -58,14 +61,46 @@ class Outcome(NamedTuple):
     tools: Mapping[str, RegisteredTool] = {}
 
 
+class Timing:
+    """When a task was decided, and in which commit; written by the committer, if it is asked for.
+
+    Times are those of ``time.perf_counter_ns``; 0 = it did not come to that.
+    """
+
+    __slots__ = ("commit", "decide_begun", "decide_ended")
+
+    def __init__(self) -> None:
+        self.decide_begun = 0
+        self.decide_ended = 0
+        self.commit: Commit | None = None
+        """That its events were part of, if it made any."""
+
+
 class Task(Protocol):
     """One piece of work for the committer; both methods run on its thread."""
+
+    @property
+    def timing(self) -> Timing | None:
+        """Where its times are kept, if anybody wants them."""
 
     def command(self) -> Any:  # noqa: ANN401 - a command of whoever supplies ``decide``
         """Give the command, or raise a ``BridgeError`` when it cannot be understood."""
 
     def answer(self, outcome: Outcome) -> Any:  # noqa: ANN401 - whatever it delivers
         """Turn the outcome into what is delivered."""
+
+
+class CommandTask(NamedTuple):
+    """A command that needs no reading and an outcome that needs no writing."""
+
+    prepared: Command
+    timing: Timing | None = None
+
+    def command(self) -> Command:
+        return self.prepared
+
+    def answer(self, outcome: Outcome) -> Outcome:
+        return outcome
 
 
 class Duplicate(NamedTuple):
@@ -96,12 +131,28 @@ class Touched(NamedTuple):
 class Batch:
     """What one commit has gathered."""
 
-    __slots__ = ("ends", "moment", "records", "touched")
+    __slots__ = ("commit", "ends", "moment", "records", "touched", "transactions")
 
-    def __init__(self, moment: Moment) -> None:
+    def __init__(self, moment: Moment, commit: Commit) -> None:
         self.moment = moment
+        self.commit = commit
+        self.transactions: list[tuple[LogId, Transaction]] = []
+        """The records, parsed."""
         self.records: list[tuple[LogId, StoredRecord]] = []
         self.ends: list[int] = []
         """For each task, how many records there were after it."""
         self.touched: dict[LogId, Touched] = {}
         """Logs that changed."""
+
+
+class CommitObserver(Protocol):
+    """Who is told what the committer does, on its thread; must neither raise nor wait."""
+
+    def committed(self, batch: Batch) -> None:
+        """A commit can be read; nobody was answered yet."""
+
+    def loaded(self, nanoseconds: int) -> None:
+        """A session was brought into memory."""
+
+    def snapshot(self, nanoseconds: int) -> None:
+        """A snapshot was stored."""

@@ -11,7 +11,9 @@ commit that forgets it. What a crash leaves between the two is swept up later.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +37,8 @@ class ValueFiles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._unsynced = False
+        self._size = (0.0, 0)
+        """When they were looked at, and how many bytes they had."""
 
     def write(self, value: Value) -> None:
         """Store a value, unless it is there; durable after ``sync``.
@@ -94,9 +98,25 @@ class ValueFiles:
             elif len(name) == _NAME:
                 yield bytes.fromhex(name)
 
+    def size(self) -> int:
+        """Bytes of all files, as they were half a minute ago at most; safe from any thread."""
+        looked, size = self._size
+        now = time.monotonic()
+        if not looked or now - looked > _SIZE_KEPT:
+            size = 0
+            with contextlib.suppress(FileNotFoundError):  # there is none yet, or no longer
+                for entry in os.scandir(self._directory):
+                    with contextlib.suppress(FileNotFoundError):
+                        size += entry.stat().st_size
+            self._size = (now, size)
+        return size
+
     def _path(self, digest: bytes) -> Path:
         return self._directory / digest.hex()
 
+
+_SIZE_KEPT = 30.0
+"""Seconds. There may be many files, and each is asked."""
 
 _NAME = 64
 """Characters of a SHA-256."""

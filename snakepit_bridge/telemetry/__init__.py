@@ -104,7 +104,7 @@ def emit(
     :param name: dotted, as ``tool.result_size``.
     """
     if name not in EVENTS:
-        logger.debug("not sent, for Elixir does not know it: %s %r", name, measurements)
+        logger.debug("not sent, for Elixir does not know it: %s", name)
         return
     stream = _Process.stream
     if stream is None or not stream.open:
@@ -115,7 +115,8 @@ def emit(
         if key in MEASUREMENTS and (number := _number(value)) is not None
     }
     if len(numbers) < len(measurements):
-        logger.debug("%s goes without some of its measurements: %r", name, measurements)
+        left_out = ", ".join(_text(key) for key in measurements if key not in numbers)
+        logger.debug("%s goes without some of its measurements: %s", name, left_out)
     texts = {
         _text(key): _text(value)
         for (key, value), _ in zip((metadata or {}).items(), range(MAX_METADATA), strict=False)

@@ -30,6 +30,7 @@ from snakepit_bridge import tool_worker_pb2 as frames
 from snakepit_bridge.errors import InvalidRequest, Unavailable
 from snakepit_bridge.events.model import Value, make_value
 from snakepit_bridge.off_loop import off_loop
+from snakepit_bridge.telemetry.logs import format_in_use
 from snakepit_bridge.tools.failures import Failure
 
 __all__ = ["Done", "Job", "OnChunk", "Processes", "Statistics", "WorkerDied"]
@@ -50,7 +51,7 @@ EXIT = 5.0
 
 _BOOT = """\
 import sys
-sys.path[:] = sys.argv[4:]
+sys.path[:] = sys.argv[5:]
 from snakepit_bridge.tools import worker
 worker.main()
 """
@@ -388,7 +389,7 @@ def _start(connection: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - this interpreter and code of ours
         (
             *(sys.executable, "-P", "-c", _BOOT),
-            *(str(connection), str(os.getpid()), str(logging.root.level)),
+            *(str(connection), str(os.getpid()), str(logging.root.level), format_in_use()),
             *(entry or str(Path.cwd()) for entry in sys.path if isinstance(entry, str)),
         ),
         stdin=subprocess.DEVNULL,

@@ -201,7 +201,7 @@ class Runner:
         _, failure = await self._step(invocation, instance, "cleanup", _Turn(None))
         if failure is not None:
             # The result is there: that tidying up failed does not take it back.
-            logger.warning("cleanup for %s failed: %s", invocation.name, failure.message)
+            logger.warning("cleanup for %s failed: %s", invocation.name, failure.type)
         return Result(failure=failure)
 
     def _later(self, work: Coroutine[Any, Any, Result]) -> None:
@@ -534,7 +534,7 @@ async def _closed(stream: object) -> None:
         elif inspect.isgenerator(stream) or isinstance(stream, Coroutine):
             stream.close()
     except Exception as error:  # noqa: BLE001 - the tool's code; nobody waits for it any more
-        logger.warning("a tool's stream could not be closed: %s", failure_of(error).message)
+        logger.warning("a tool's stream could not be closed: %s", type(error).__name__)
 
 
 def _is_stream(result: object) -> bool:

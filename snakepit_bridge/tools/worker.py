@@ -27,7 +27,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -35,6 +35,7 @@ import numpy as np
 
 from snakepit_bridge import tool_worker_pb2 as frames
 from snakepit_bridge.errors import InvalidRequest, InvalidValue, quote
+from snakepit_bridge.telemetry import logs
 from snakepit_bridge.tool_values import decode_argument, encode_result
 from snakepit_bridge.tools.adapters import Adapter, Toolbox, load_toolbox
 from snakepit_bridge.tools.chunks import Chunk, chunk_of
@@ -74,7 +75,7 @@ def main() -> None:
     """Serve the bridge that started this process until one of them ends.
 
     Arguments: the number of the connection's file, the process id of the bridge, the level of its
-    log.
+    log and its format.
     """
     connection_file, bridge, level = map(int, sys.argv[1:4])
     _die_with(bridge)
@@ -86,11 +87,6 @@ def main() -> None:
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr] # both are files here
-    logging.basicConfig(
-        level=level,
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s %(name)s [tools {os.getpid()}]: %(message)s",
-    )
     connection = socket.socket(fileno=connection_file)
     connection.set_inheritable(False)
     # What a tool forks off has no business with it.
@@ -100,6 +96,14 @@ def main() -> None:
         target=_receive, args=(connection, jobs.put), name="bridge", daemon=True
     ).start()
     worker = _Worker(connection)
+    # Written at once: what a tool said before it crashed, or was killed, is what matters.
+    logs.configure(
+        level,
+        "json" if sys.argv[4] == "json" else "console",
+        context=worker.log_context,
+        threaded=False,
+        fields={"tools_process": os.getpid()},
+    )
     while True:
         worker.run(frames.Job.FromString(jobs.get()))
 
@@ -153,6 +157,16 @@ class _Worker:
         self._toolboxes: dict[str, Toolbox] = {}
         self._initialized: set[Adapter] = set()
         """Those whose one shared instance is ready."""
+
+    def log_context(self) -> Mapping[str, str]:
+        """What each line carries that is logged while a job runs, on whichever thread."""
+        job = self._job
+        if job is None:
+            return {}
+        about = {"session_id": job.session_id, "tool": job.tool, "tool_call_id": job.call_id}
+        if job.correlation_id:
+            about["correlation_id"] = job.correlation_id
+        return {**about, **logs.trace_of(job.traceparent)}
 
     def run(self, job: frames.Job) -> None:
         """Run one job and send what comes of it."""
@@ -234,7 +248,7 @@ class _Worker:
         try:
             self._awaited(instance.cleanup())
         except Exception as error:  # noqa: BLE001 - the result is there, whatever this raises
-            logger.warning("cleanup of an adapter failed: %s", failure_of(error).message)
+            logger.warning("cleanup of an adapter failed: %s", type(error).__name__)
 
     def _outcome(self, given: object, job: frames.Job) -> frames.Done:
         """What became of a call; chunks are sent on the way."""
