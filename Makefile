@@ -24,7 +24,7 @@ SERVICES := $(shell grep -l '^service ' $(PROTOS))
 GENERATED := snakepit_bridge/*_pb2.py snakepit_bridge/*_pb2.pyi snakepit_bridge/*_pb2_grpc.py
 
 # Directories that hold Python: mypy takes no empty ones.
-TYPED := $(foreach dir,snakepit_bridge tests benchmarks examples tools,\
+TYPED := $(foreach dir,snakepit_bridge tests benchmarks dashboards examples tools,\
            $(if $(shell find $(dir) -name '*.py' 2>/dev/null),$(dir)))
 
 PIP := -m pip install --quiet --disable-pip-version-check

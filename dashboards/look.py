@@ -155,7 +155,9 @@ def draw_heat(axes: Any, panel: Panel, source: Source) -> None:  # noqa: ANN401 
 def draw_number(axes: Any, panel: Panel, source: Source) -> None:  # noqa: ANN401 - matplotlib's
     unit = unit_of(panel)
     lines = [
-        f"{told(float(series['value'][1]), unit)} {legend(target['legendFormat'], series['metric'])}"
+        told(float(series["value"][1]), unit)
+        + " "
+        + legend(target["legendFormat"], series["metric"])
         for target in panel["targets"]
         for series in source.ask(target["expr"], now=True)
     ]

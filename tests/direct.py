@@ -50,7 +50,10 @@ class Direct:
     """A running committer on ``engine``, spoken to from the test's own threads."""
 
     def __init__(
-        self, engine: EventLog, limits: Limits = DEFAULTS, **options: Callable[[], Any]
+        self,
+        engine: EventLog,
+        limits: Limits = DEFAULTS,
+        **options: Any,  # noqa: ANN401 - of each its own
     ) -> None:
         self.engine = engine
         self.committer = Committer(engine, decider(limits), recall, **options)

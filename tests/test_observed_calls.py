@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 import grpc
@@ -190,13 +190,14 @@ class Served(NamedTuple):
 
     def call(self, type_: str, timeout: float = PATIENCE) -> Any:  # noqa: ANN401 - of each type its own
         path = f"/test.Calls/{type_}"
+        channel: Any = self.channel  # whose stubs want serializers
         if type_ == "unary":
-            return self.channel.unary_unary(path)(GIVEN[0], timeout=timeout)
+            return channel.unary_unary(path)(GIVEN[0], timeout=timeout)
         if type_ == "client_stream":
-            return self.channel.stream_unary(path)(iter(GIVEN), timeout=timeout)
+            return channel.stream_unary(path)(iter(GIVEN), timeout=timeout)
         if type_ == "server_stream":
-            return self.channel.unary_stream(path)(GIVEN[0], timeout=timeout)
-        return self.channel.stream_stream(path)(iter(GIVEN), timeout=timeout)
+            return channel.unary_stream(path)(GIVEN[0], timeout=timeout)
+        return channel.stream_stream(path)(iter(GIVEN), timeout=timeout)
 
     async def end(self) -> tuple[Observation, str]:
         """Wait for the end of the first call."""
@@ -280,7 +281,7 @@ async def test_a_call_is_handled_once_with_the_status_of_its_client(
         assert served.ended == [(observation, status)]
         assert status == code
         assert act.seen == [observation]
-        assert sum(counts.seconds.counts) == 1
+        assert [*counts.seconds.buckets()][-1][1] == 1
         if how == "returns":
             assert (counts.received, counts.sent) == (kind.received, kind.sent)
     assert current.get() is None
@@ -379,7 +380,8 @@ async def test_calls_at_once_see_themselves_only() -> None:
 async def test_what_is_not_served_is_not_counted() -> None:
     async with serving(unary=unary(Act("returns"))) as served:
         for path in ("/test.Calls/nothing", "/test.Calls/bidi_stream", "/x/y", "//", "/" * 200):
-            call: Any = served.channel.unary_unary(path)(b"", timeout=PATIENCE)
+            channel: Any = served.channel
+            call = channel.unary_unary(path)(b"", timeout=PATIENCE)
             assert (await outcome(call)).name == "UNIMPLEMENTED"
         assert served.ended == []
         assert all(counts.started == 0 for counts in served.calls.values())
@@ -444,14 +446,15 @@ REFUSING = Methods(
 @asynccontextmanager
 async def refused_by(door: Door) -> AsyncIterator[tuple[Observing, grpc.aio.Channel]]:
     """Serve what refuses every request, with all that looks at a bridge but the log."""
-    observing = Observing([SERVICE, *health_pb2.DESCRIPTOR.services_by_name.values()], ())
+    health_service: Any = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    observing = Observing([SERVICE, health_service], ())
     async with listening(observing.interceptor) as (server, channel):
         server.add_generic_rpc_handlers((handlers(REFUSING, door, 1_000),))
         health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
         yield observing, channel
 
 
-def ask(channel: grpc.aio.Channel, method: str, raw: bytes) -> Any:  # noqa: ANN401 - as above
+def ask(channel: Any, method: str, raw: bytes) -> Any:  # noqa: ANN401 - as above
     path = PATH + method
     if method == "StreamTelemetry":
         return channel.stream_stream(path)(iter([raw]), timeout=PATIENCE)
@@ -476,7 +479,7 @@ async def refusals(
         code = await outcome(ask(channel, method, raw))
         # The last of a call is done just after its client has been answered.
         async with asyncio.timeout(PATIENCE):
-            while sum(counts.handled.values()) <= number:
+            while sum(counts.handled.values()) <= number:  # noqa: ASYNC110 - numbers tell nobody
                 await asyncio.sleep(0)
         assert counts.started == sum(counts.handled.values()) == number + 1
         (ended,) = (key for key, count in counts.handled.items() if count != before[key])
@@ -535,7 +538,7 @@ async def test_health_is_counted_as_it_answers() -> None:
         assert (watch.started, watch.sent, handled(watch)) == (1, 1, {})
         watching.cancel()
         async with asyncio.timeout(PATIENCE):
-            while not handled(watch):
+            while not handled(watch):  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0)
         assert handled(watch) == {"Canceled": 1}
         assert sum(observing.metrics.rejected.values()) == 0
@@ -580,7 +583,5 @@ async def test_a_handler_that_is_cancelled_while_it_aborts_is_counted_as_it_ende
 
 
 async def _quietly(ending: Awaitable[object]) -> None:
-    try:
+    with suppress(grpc.aio.BaseError, asyncio.CancelledError):
         await ending
-    except (grpc.aio.BaseError, asyncio.CancelledError):
-        pass

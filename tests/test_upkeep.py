@@ -123,7 +123,7 @@ def test_many_sessions_expire_together(life: Life) -> None:
 def test_what_has_expired_leaves_memory_and_is_not_ended_again(
     life: Life, ttl: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("DEBUG")
     direct = life.start(Limits(session_ttl=ttl))
     log = life.register("a")
     life.register("b")
@@ -131,7 +131,7 @@ def test_what_has_expired_leaves_memory_and_is_not_ended_again(
     life.wait(3 * HOUR)
     assert life.in_memory() == set()
     assert life.upkeep._used == {}
-    assert caplog.text.count("expired") == 1
+    assert caplog.text.count("outlived its time to live") == 1
     head = life.engine.head(log)
     assert head is not None
     assert head.head == 3

@@ -78,6 +78,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+
 class Committer:
     """Owns the engine's writing side and the states of the loaded sessions."""
 
