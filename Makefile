@@ -7,7 +7,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-oldest lint format proto proto-check bench mutants clean
+.PHONY: help run test test-oldest lint format proto proto-check dashboards bench mutants clean
 
 PYTHON ?= python3
 PROTO_PYTHON ?= $(PYTHON)
@@ -87,6 +87,9 @@ proto-check: $(PROTO_ENV) ## Fail if the generated code is not what protos/ says
 	  && mv "$$out/snakepit_bridge" "$$out/fresh" && cd "$$out" \
 	  && { diff -ru committed fresh || { echo "Generated code has drifted: run make proto"; exit 1; }; }
 	@echo "Generated code is what protos/ says"
+
+dashboards: .venv/.stamp ## Write the dashboards for Grafana
+	@.venv/bin/python -m dashboards.generate
 
 bench: .venv/.stamp ## Run the benchmarks
 	@.venv/bin/python -m benchmarks $(ARGS)

@@ -268,7 +268,9 @@ def test_the_story_of_a_session(tmp_path: Path) -> None:
         session.register("x", 1)
         session.register("y", 2)
         watch = bridge.stub.WatchVariables(
-            pb.WatchVariablesRequest(session_id="s", include_initial_values=True), timeout=TIMEOUT
+            pb.WatchVariablesRequest(session_id="s", include_initial_values=True),
+            timeout=TIMEOUT,
+            metadata=CALLED,
         )
         seen = [next(watch), next(watch)]
         wait_for(bridge, "watch opened")
@@ -322,6 +324,8 @@ def test_the_story_of_a_session(tmp_path: Path) -> None:
         ("watch resumed", 9),
         ("watch closed", 15),
     ]
+    for line in watches[:2]:  # made inside of the call
+        assert line["correlation_id"] == "c-1"
     assert [line["why"] for line in watches if "why" in line] == [
         "its client is gone",
         "the session ended",

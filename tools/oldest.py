@@ -32,7 +32,8 @@ def main() -> None:
     extras = project.get("optional-dependencies", {})
     optional = [each for name, extra in extras.items() if name != "dev" for each in extra]
     for dependency in [*project["dependencies"], *optional]:
-        print(pin(dependency))
+        if Requirement(dependency).name != project["name"]:  # an extra may include another
+            print(pin(dependency))
 
 
 if __name__ == "__main__":

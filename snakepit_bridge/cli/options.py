@@ -184,8 +184,9 @@ def log_to_stderr(level: str, format: LogFormat = "console") -> None:  # noqa: A
     if level.lower() not in _LEVELS:
         raise typer.BadParameter(f"choose one of {', '.join(_LEVELS)}", param_hint="--log-level")
     from snakepit_bridge.telemetry import logs  # noqa: PLC0415 - loads structlog
+    from snakepit_bridge.telemetry.calls import log_context  # noqa: PLC0415 - loads gRPC
 
-    logs.configure(_LEVELS[level.lower()], format)
+    logs.configure(_LEVELS[level.lower()], format, context=log_context)
 
 
 def refuse(why: str) -> typer.Exit:
