@@ -53,6 +53,7 @@ from snakepit_bridge.wire import (
     TOOL_HEADER,
     Call,
     GrpcMetadata,
+    metadata_of,
 )
 from snakepit_bridge.wire_bytes import LARGE
 
@@ -467,7 +468,7 @@ class Forwarding:
         :raises FailedPrecondition: it was here before; or a tool wants to change something whose
             call is over.
         """
-        headers = _passed_on(call.metadata)
+        headers = _inside(method, call, _passed_on(call.metadata))
         if (FORWARDED_BY, self._instance) in headers:
             raise FailedPrecondition(
                 f"this call was here before: the bridge at {self._shared.address}, which this one "
@@ -521,6 +522,25 @@ def _passed_on(metadata: GrpcMetadata) -> Headers:
         for key, value in metadata
         if key in PASSED_ON and isinstance(value, str) and value.isascii() and value.isprintable()
     )
+
+
+def _inside(method: str, call: Call, headers: Headers) -> Headers:
+    """The headers that go along, with this worker's place in the trace and its correlation id.
+
+    A long request is not read for those that it may name itself; they hold there as they are.
+    """
+    seen = call.observation
+    if seen is None or len(call.raw) > LARGE:
+        return headers
+    message = getattr(pb, SERVICE.methods_by_name[method].input_type.name)
+    seen.settle(metadata_of(message, call.raw))
+    ours = [("traceparent", seen.traceparent), ("tracestate", seen.tracestate)]
+    correlation = seen.header()
+    if correlation[1] == seen.correlation_id:  # else no header can hold it
+        ours.append(correlation)
+    ours = [(key, value) for key, value in ours if value and value.isascii()]
+    known = {key for key, _ in ours}
+    return (*((key, value) for key, value in headers if key not in known), *ours)
 
 
 def _tool_of(metadata: GrpcMetadata) -> Origin:

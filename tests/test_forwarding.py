@@ -13,6 +13,7 @@ import pytest
 from snakepit_bridge import bridge_service_pb2 as pb
 from snakepit_bridge import bridge_service_pb2_grpc as stubs
 from snakepit_bridge.forwarding import FORWARDED
+from snakepit_bridge.observation import CORRELATION_HEADER
 from tests.bridge_process import UNLIMITED, BridgeProcess
 from tests.test_error_table import MALFORMED, ROWS, Row, Table, message_of, raw_call
 from tests.test_frozen_client import (
@@ -395,7 +396,8 @@ def refusal(bridge: BridgeProcess, method: str, raw: bytes) -> tuple[Any, ...]:
     with pytest.raises(grpc.RpcError) as caught:
         raw_call(bridge, method, raw)
     error: Any = caught.value
-    return error.code(), error.details(), tuple(error.trailing_metadata() or ())
+    trailers = [pair for pair in error.trailing_metadata() or () if pair[0] != CORRELATION_HEADER]
+    return error.code(), error.details(), tuple(trailers)
 
 
 @pytest.mark.parametrize(
