@@ -125,7 +125,7 @@ def draw_lines(axes: Any, panel: Panel, source: Source) -> None:  # noqa: ANN401
     for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]:
         if step["value"] is not None:
             axes.axhline(step["value"], color=step["color"], linestyle="--", linewidth=0.8)
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.set_ylim(bottom=min([0.0, *(value for _, _, values in found for value in values)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: told(value, unit)))
     if found:
         axes.legend(fontsize=6, loc="upper left", framealpha=0.6)

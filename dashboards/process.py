@@ -99,8 +99,9 @@ _PYTHON = (
     ),
     Panel(
         "Spans dropped",
-        "Sampled, and not handed to the exporter in time, each second. Traces then have holes: the "
-        "backend is slow or away. Normal is 0, also where nothing is exported.",
+        "Sampled, and not handed to the exporter in time, each second: more is sampled than it "
+        "takes, and traces have holes. What it cannot send, because the backend is away, is not in "
+        "here. Normal is 0, also where nothing is exported.",
         "ops",
         (Query(total(rate(SPANS_DROPPED), "instance"), _BY),),
     ),

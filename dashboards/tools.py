@@ -67,9 +67,10 @@ _CALLS = (
     ),
     Panel(
         "Failed, by tool",
-        "Share of its calls. The log has the message and the session.",
+        "Share of its calls; tools that nobody calls are not shown. The log has the message and "
+        "the session.",
         "percentunit",
-        (Query(share(total(_FAILED, "tool"), total(_ENDS, "tool")), "{{tool}}"),),
+        (Query(f"{total(_FAILED, 'tool')} / ({total(_ENDS, 'tool')} > 0)", "{{tool}}"),),
     ),
     Panel(
         "Running",

@@ -29,8 +29,8 @@ _NUMBERS = (
     ),
     Panel(
         "Slow",
-        "Watches so far behind that what they need is no longer in memory and has to be read from "
-        "the log. Normal is 0.",
+        "Watches that are more than 1,000 events behind, or so far that what they need is no "
+        "longer in memory and has to be read from the log. Normal is 0.",
         "short",
         (Query(total(select(SLOW_WATCHERS))),),
         "number",

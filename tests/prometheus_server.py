@@ -146,11 +146,15 @@ class Prometheus:
 
     def firing(self) -> set[tuple[str, str]]:
         """Name and severity of the alerts that fire."""
-        return {
-            (alert["labels"]["alertname"], alert["labels"]["severity"])
-            for alert in self.get("alerts")["alerts"]
-            if alert["state"] == "firing"
-        }
+        return {(labels["alertname"], labels["severity"]) for labels in self._firing()}
+
+    def firing_instances(self, alert: str) -> set[str]:
+        """Of which an alert fires."""
+        return {labels["instance"] for labels in self._firing() if labels["alertname"] == alert}
+
+    def _firing(self) -> list[dict[str, str]]:
+        alerts = self.get("alerts")["alerts"]
+        return [alert["labels"] for alert in alerts if alert["state"] == "firing"]
 
     def _end(self) -> None:
         self.process.kill()  # nothing it has is wanted any more

@@ -147,6 +147,13 @@ class Exposition:
         try:
             await self._stop.wait()
         finally:
+            # Connections that asyncio has taken and not handed over yet would stay open if the
+            # server were closed before (CPython 3.11: it raises on them).
+            asyncio.get_running_loop().remove_reader(listener)
+            ours = {asyncio.current_task(), *self._open}
+            arriving = [task for task in asyncio.all_tasks() if task not in ours]
+            if arriving:
+                await asyncio.wait(arriving, timeout=_CLOSES_WITHIN / 2)
             server.close()
             tasks = list(self._open)
             for task in tasks:
