@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from google.protobuf.descriptor import ServiceDescriptor
 
 from snakepit_bridge.events.committer import Committer
+from snakepit_bridge.events.cursor import Cursor
 from snakepit_bridge.events.ring import Committed
 from snakepit_bridge.events.tasks import CommitObserver
 from snakepit_bridge.observation import Observation
 from snakepit_bridge.telemetry import logs
 from snakepit_bridge.telemetry.calls import Finish, Interceptor, log_context, methods_of
-from snakepit_bridge.telemetry.metrics import Metrics, WatchState
+from snakepit_bridge.telemetry.metrics import Metrics, WatchState, sampled_trace
 from snakepit_bridge.telemetry.otel import Tracing, make_tracing
 from snakepit_bridge.telemetry.story import StoryObserver
 from snakepit_bridge.telemetry.tool_calls import ToolObserver
@@ -96,7 +97,8 @@ class Observing:
         for entry in taken:
             commit = entry.commit
             if commit is not None:
-                observe((now - commit.ended) / 1e9)
+                trace_id = sampled_trace(entry.transaction.record.traceparent)
+                observe((now - commit.ended) / 1e9, trace_id)
         if self._traces is not None:
             self._traces.delivered(taken, begun)
 
@@ -199,8 +201,17 @@ class _State:
     def watches(self) -> WatchState:
         watches: list[Watch] = list(self._hub.watches)
         lags = [watch.cursor.lag for watch in watches]
-        slow = sum(watch.behind or lag > LAGGING for watch, lag in zip(watches, lags, strict=True))
+        slow = sum(
+            lag > LAGGING or (lag > 0 and _has_to_read(watch.cursor))
+            for watch, lag in zip(watches, lags, strict=True)
+        )
         return WatchState(len(watches), slow, max(lags, default=0))
 
     def log_size(self) -> int:
         return self._committer.engine.size()
+
+
+def _has_to_read(cursor: Cursor) -> bool:
+    """Whether the ring no longer has what a watch needs next."""
+    ring = cursor.log.ring
+    return ring is None or not ring.after(cursor.position, 1)

@@ -53,13 +53,11 @@ MOST_STALE = 64
 class Watch:
     """One open watch, as the hub sees it."""
 
-    __slots__ = ("behind", "cursor", "due", "group", "turn")
+    __slots__ = ("cursor", "due", "group", "turn")
 
     def __init__(self, cursor: Cursor, due: float) -> None:
         """:param due: when it wants to be woken at the latest, on the loop's clock."""
         self.cursor = cursor
-        self.behind = False
-        """Whether it has to read the log, as the ring no longer has what comes next."""
         self.due = due
         self.group: _Group | None = None
         """Those it sleeps among; ``None`` once it is closed."""

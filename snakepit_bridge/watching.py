@@ -230,7 +230,6 @@ class _Running(Watch):
         loop = self._watches.loop
         asleep = behind = False
         while True:
-            self.behind = behind
             if behind:
                 await self._watches.read(pages.read, cursor.log, cursor.position)
             await hub.turn(self, asleep=asleep)

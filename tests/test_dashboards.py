@@ -125,6 +125,16 @@ def family(series: str) -> str:
     return base if base in NAMES else series
 
 
+EXAMPLES = {
+    metric.name
+    for metric in (
+        names.GRPC_HANDLING_SECONDS,
+        names.LOG_APPEND_SECONDS,
+        names.LOG_COMMIT_SECONDS,
+        names.TOOL_SECONDS,
+    )
+}
+
 NAMES = {metric.name for metric in vars(names).values() if isinstance(metric, names.Metric)}
 
 
@@ -390,12 +400,7 @@ def test_every_recording_rule_has_results(stage: Stage) -> None:
 
 def test_alerts_have_something_to_compare_and_are_silent(stage: Stage) -> None:
     require_numbers(stage.prometheus, [alert.left for alert in ALERTS])
-    until(
-        "nothing fires",
-        lambda: not stage.firing() or None,
-        FIRES_WITHIN,
-        lambda: str(stage.firing()),
-    )
+    require_silent(stage)
 
 
 def test_nothing_is_not_a_number_while_a_bridge_is_idle(stage: Stage, tmp_path: Path) -> None:
@@ -446,17 +451,6 @@ def test_examples_of_latencies_lead_to_traces(stage: Stage, tmp_path: Path) -> N
 
         until("each has one", look, ANSWERED_WITHIN)
         assert bridge.stop() == 0
-
-
-EXAMPLES = {
-    metric.name
-    for metric in (
-        names.GRPC_HANDLING_SECONDS,
-        names.LOG_APPEND_SECONDS,
-        names.LOG_COMMIT_SECONDS,
-        names.TOOL_SECONDS,
-    )
-}
 
 
 # Faults.

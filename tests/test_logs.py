@@ -567,7 +567,7 @@ def _fill(message: Message) -> None:
     }
     for field in message.DESCRIPTOR.fields:
         if field.name in names:
-            if field.is_repeated:
+            if field.default_value == []:
                 getattr(message, field.name).append(names[field.name])
             else:
                 setattr(message, field.name, names[field.name])
@@ -583,7 +583,7 @@ def _fill(message: Message) -> None:
                 target[key] = SECRET
         elif field.message_type is AnyMessage.DESCRIPTOR:
             getattr(message, field.name).CopyFrom(packed(SECRET, "string"))
-        elif field.is_repeated:
+        elif field.default_value == []:
             continue
         elif field.name == "constraints_json":
             setattr(message, field.name, json.dumps({"enum": [SECRET]}))

@@ -374,7 +374,7 @@ async def test_calls_at_once_see_themselves_only() -> None:
         assert len(set(map(id, ours.values()))) == 20
         for number, each in enumerate(calls):
             assert ours[str(number).encode()].correlation_id == f"c{number}"
-            assert dict(await each.trailing_metadata())[CORRELATION_HEADER] == f"c{number}"
+            assert dict([*await each.trailing_metadata()])[CORRELATION_HEADER] == f"c{number}"
 
 
 async def test_what_is_not_served_is_not_counted() -> None:

@@ -17,7 +17,7 @@ from snakepit_bridge.observation import parse_traceparent
 from snakepit_bridge.telemetry import names
 from snakepit_bridge.telemetry.histogram import Histogram
 
-__all__ = ["MAX_TOOLS", "OUTCOMES", "CallCounts", "Metrics", "State", "WatchState"]
+__all__ = ["MAX_TOOLS", "OUTCOMES", "CallCounts", "Metrics", "State", "WatchState", "sampled_trace"]
 
 MAX_TOOLS = 200
 """Tools with a series of their own; further ones count as ``other``."""
@@ -112,7 +112,7 @@ class Metrics:
         for _, transaction in batch.transactions:
             for kind, _ in transaction.facts:
                 counts[kind] += 1
-            trace_id = trace_id or _sampled_trace(transaction.record.traceparent)
+            trace_id = trace_id or sampled_trace(transaction.record.traceparent)
         self.log_bytes += sum(
             len(record.header)
             + len(record.values)
@@ -135,7 +135,8 @@ def _reasons(tree: type[BridgeError]) -> set[str]:
     return {tree.reason}.union(*map(_reasons, tree.__subclasses__()))
 
 
-def _sampled_trace(traceparent: str) -> int:
+def sampled_trace(traceparent: str) -> int:
+    """The id of a trace that is recorded; 0 = it is not."""
     if not traceparent.endswith("1"):  # few are recorded
         return 0
     parent = parse_traceparent(traceparent)
