@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
 from typing import NoReturn
 
 import grpc
@@ -38,7 +37,7 @@ from snakepit_bridge.errors import (
 from snakepit_bridge.observation import CORRELATION_HEADER
 from snakepit_bridge.tool_values import decode_argument, encode_result
 
-__all__ = ["Elixir", "ElixirToolFailed"]
+__all__ = ["ERRORS", "Elixir", "ElixirToolFailed"]
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +265,7 @@ class Elixir:
                 f"Elixir at {self.address} cannot be reached ({said}): is the BEAM that started "
                 "this worker still running, and is --elixir-address its gRPC address?"
             ) from None
-        raise _of_status(error.code())(
+        raise ERRORS[error.code()](
             f"Elixir at {self.address} answered {method} with {error.code().name}: {said}"
         ) from None
 
@@ -287,17 +286,18 @@ _TREE: tuple[type[BridgeError], ...] = (
 )
 """Of each status the error that has no narrower meaning."""
 
-_NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-"""Statuses that come about without anybody who answers."""
-
-
-@cache
-def _of_status(code: grpc.StatusCode) -> type[BridgeError]:
-    """The error of the tree with a status, but with a reason that tells whose it was."""
-    base = next((each for each in _TREE if each.code == code.name), BridgeError)
-    return type(
+ERRORS: Mapping[grpc.StatusCode, type[BridgeError]] = {
+    code: type(
         f"Elixir{base.__name__}", (base,), {"code": code.name, "reason": f"ELIXIR_{code.name}"}
     )
+    for code in grpc.StatusCode
+    if code not in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+    for base in [next((each for each in _TREE if each.code == code.name), BridgeError)]
+}
+"""The error of the tree with a status, but with a reason that tells whose it was."""
+
+_NOBODY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+"""Statuses that come about without anybody who answers."""
 
 
 def _argument(tool: str, name: str, value: object) -> AnyMessage:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from snakepit_bridge import elixir
 from snakepit_bridge.events.committer import Committer
 from snakepit_bridge.events.cursor import Cursor
 from snakepit_bridge.events.ring import Committed
@@ -59,7 +60,7 @@ class Observing:
         :param services: that are served.
         :param tools: names of the tools that run here.
         """
-        self.metrics = Metrics(methods_of(services), tools)
+        self.metrics = Metrics(methods_of(services), tools, elixir.ERRORS.values())
         self.committing: Sequence[CommitObserver] = (self.metrics, StoryObserver())
         self._tracing: Tracing | None = None
         self._traces: Traces | None = None

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from snakepit_bridge import elixir
 from snakepit_bridge.errors import BridgeError
 from snakepit_bridge.observation import CORRELATION_HEADER, Observation, current
 from snakepit_bridge.observing import Observing
@@ -393,10 +394,11 @@ async def test_what_is_not_served_is_not_counted() -> None:
 def errors(tree: type[BridgeError] = BridgeError) -> Iterator[type[BridgeError]]:
     yield tree
     for each in tree.__subclasses__():
-        yield from errors(each)
+        if each.__module__ == BridgeError.__module__:
+            yield from errors(each)
 
 
-ERRORS = list(errors())
+ERRORS = [*errors(), *elixir.ERRORS.values()]
 
 
 def made_of(kind: type[BridgeError]) -> BridgeError:

@@ -75,17 +75,24 @@ class State(Protocol):
 class Metrics:
     """All of them; the committer's observer too."""
 
-    def __init__(self, methods: Iterable[tuple[str, str, str]], tools: Iterable[str]) -> None:
+    def __init__(
+        self,
+        methods: Iterable[tuple[str, str, str]],
+        tools: Iterable[str],
+        refusals: Iterable[type[BridgeError]] = (),
+    ) -> None:
         """Begin at 0.
 
         :param methods: type, service and name of every method that is served.
         :param tools: names of the tools that run here.
+        :param refusals: errors with reasons beside those of the tree.
         """
         self.calls: Mapping[str, CallCounts] = {
             f"/{labels[1]}/{labels[2]}": CallCounts(labels) for labels in methods
         }
         """By path."""
-        self.rejected = dict.fromkeys(sorted(_reasons(BridgeError)), 0)
+        reasons = _reasons(BridgeError).union(kind.reason for kind in refusals)
+        self.rejected = dict.fromkeys(sorted(reasons), 0)
         self.events: dict[str, int] = dict.fromkeys(_KINDS, 0)
         self.log_bytes = 0
         self.append_seconds = Histogram(names.COMMIT_BUCKETS)
@@ -131,8 +138,9 @@ class Metrics:
 
 
 def _reasons(tree: type[BridgeError]) -> set[str]:
-    """Of every error that can reach a client."""
-    return {tree.reason}.union(*map(_reasons, tree.__subclasses__()))
+    """Of every error of the tree; what other modules derive from it they say themselves."""
+    below = [kind for kind in tree.__subclasses__() if kind.__module__ == BridgeError.__module__]
+    return {tree.reason}.union(*map(_reasons, below))
 
 
 def sampled_trace(traceparent: str) -> int:
