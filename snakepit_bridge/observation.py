@@ -174,7 +174,8 @@ class Observation(Timing):
                 metadata.get("traceparent", ""),
                 metadata.get("tracestate", ""),
             )
-        correlation_id = correlation_id or metadata.get("correlation_id", "")
+        if not (correlation_id and is_label(correlation_id)):
+            correlation_id = metadata.get("correlation_id", "")
         self._settle(traceparent, tracestate, correlation_id)
 
     def header(self) -> tuple[str, str]:

@@ -258,10 +258,14 @@ class _Running(Watch):
         delivered = self._watches.delivered
         show = self._updates.change if delivered is None else self._noted
         begun = time.perf_counter_ns()
-        for update in cursor.take(self._watches.pages, show, count):
-            await self._send(update)
-        if delivered is not None and self._taken:
-            delivered(self._taken, begun)
+        sent = 0
+        try:
+            for update in cursor.take(self._watches.pages, show, count):
+                await self._send(update)
+                sent += 1
+        finally:
+            if delivered is not None and sent:
+                delivered(self._taken[:sent], begun)
             self._taken.clear()  # they may be large, and the next turn hours away
         if cursor.at_boundary:
             # That everything up to here was delivered is said when it is asked for, or is time.
